@@ -1,0 +1,528 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/capture/rootfs"
+	"srvfs/capture/trace"
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+	"srvfs/probe"
+)
+
+// rounds is how often a verification that finds something missing is repeated.
+const rounds = 5
+
+// Capture finds, traces, closes, builds, verifies and publishes one snapshot.
+// Nothing is published unless the service was started from the finished
+// snapshot and its probes were answered.
+//
+// Errors wrap [manifest.ErrInvalid] for bad options, [manifest.ErrNotFound] for
+// a unit, package or path that does not exist, [manifest.ErrDenied] without the
+// rights, [manifest.ErrStale] for a file that does not stop changing,
+// [manifest.ErrNoSpace] when the state folder is full, and the context's. That
+// the service does not start, or a probe is not answered, is said with the last
+// lines of its log.
+func Capture(ctx context.Context, o Options) (*Result, error) {
+	if err := o.check(); err != nil {
+		return nil, err
+	}
+	c := &capturing{Options: o, result: &Result{}}
+	defer c.close()
+	if err := c.capture(ctx); err != nil {
+		if errors.Is(err, unix.ENOSPC) && !errors.Is(err, manifest.ErrNoSpace) {
+			err = fmt.Errorf("%w: %w", err, manifest.ErrNoSpace)
+		}
+		return nil, fmt.Errorf("capture %s: %w", o.Name, err)
+	}
+	return c.result, nil
+}
+
+// capturing is one capture under way.
+type capturing struct {
+	Options
+	result *Result
+
+	library *Library
+	cache   *statcache.Cache
+	live    *Live
+	log     *os.File
+	root    *rootfs.Root
+	dir     *os.File // the root, O_PATH
+	mounts  []sourceMount
+	probes  []*probe.Probe
+	service *service
+	closure *closure
+	folders []folder // of the source's /run and the like
+
+	tree     *tree
+	accesses []trace.Access // of the last run
+}
+
+func (c *capturing) close() {
+	var files []*os.File
+	if c.cache != nil {
+		_ = c.cache.Close()
+	}
+	if c.live != nil {
+		_ = c.live.Close()
+	}
+	if c.root != nil {
+		_ = c.root.Close()
+	}
+	if c.closure != nil {
+		for _, r := range c.closure.chroots {
+			_ = r.Close()
+		}
+	}
+	for _, f := range append(files, c.log, c.dir) {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+}
+
+// step runs one step, and reports how long it took.
+func (c *capturing) step(name string, f func() (detail string, err error)) error {
+	start := time.Now()
+	detail, err := f()
+	took := time.Since(start)
+	if err != nil {
+		return err
+	}
+	c.result.Steps = append(c.result.Steps, Step{Name: name, Took: took, Detail: detail})
+	c.Log.Info("capture", "service", c.Name, "step", name, "took", took, "detail", detail)
+	if c.Progress != nil {
+		c.Progress(name, took, detail)
+	}
+	return nil
+}
+
+func (c *capturing) capture(ctx context.Context) error {
+	if err := c.open(); err != nil {
+		return err
+	}
+	if err := c.step("find", c.find); err != nil {
+		return err
+	}
+	if err := c.step("trace", func() (string, error) { return c.trace(ctx) }); err != nil {
+		return err
+	}
+	if err := c.step("close", func() (string, error) { return c.shut(ctx) }); err != nil {
+		return err
+	}
+	for round := 1; ; round++ {
+		if err := c.step("build", func() (string, error) { return c.build(ctx) }); err != nil {
+			return err
+		}
+		var learned []string
+		err := c.step("verify", func() (detail string, err error) {
+			learned, err = c.verify(ctx, round)
+			switch {
+			case len(learned) > 0:
+				detail = fmt.Sprintf("%d paths were missing: %s", len(learned), few(learned))
+			case len(c.probes) == 0:
+				detail = "the service starts from the snapshot; without a probe that it works is assumed"
+			default:
+				detail = "the service works from the snapshot alone"
+			}
+			return detail, err
+		})
+		if err != nil {
+			return err
+		}
+		if len(learned) == 0 {
+			break
+		}
+		c.result.Learned = append(c.result.Learned, learned...)
+	}
+	return c.step("publish", c.publish)
+}
+
+// open opens what all steps use.
+func (c *capturing) open() (err error) {
+	for _, s := range c.Probes {
+		p, err := probe.Parse(s)
+		if err != nil {
+			return err
+		}
+		c.probes = append(c.probes, p)
+	}
+	var exclude []Pattern
+	for _, s := range c.Exclude {
+		p, err := ParsePattern(s)
+		if err != nil {
+			return fmt.Errorf("--exclude: %w", err)
+		}
+		exclude = append(exclude, p)
+	}
+	if c.library, err = OpenLibrary(c.StateDir); err != nil {
+		return err
+	}
+	c.live = c.library.Live()
+	if c.cache, err = statcache.Open(filepath.Join(c.StateDir, "digests")); err != nil {
+		return err
+	}
+	logs := filepath.Join(c.StateDir, "logs")
+	if err := os.MkdirAll(logs, 0o700); err != nil {
+		return err
+	}
+	c.result.Log = filepath.Join(logs, c.Name+".log")
+	if c.log, err = os.OpenFile(c.result.Log, os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600); err != nil {
+		return err
+	}
+	if c.root, err = rootfs.New(c.Root); err != nil {
+		return err
+	}
+	fd, err := unix.Open(c.Root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: c.Root, Err: err}
+	}
+	c.dir = os.NewFile(uintptr(fd), c.Root)
+	if c.mounts, err = mountsBelow(c.Root); err != nil {
+		return err
+	}
+	// What this program itself keeps is no part of a service.
+	for _, p := range []string{c.StateDir} {
+		if in, ok := below(c.Root, p); ok {
+			exclude = append(exclude, literal(in))
+		}
+	}
+	c.closure = newClosure(c.root, c.mounts, exclude)
+	for _, p := range c.Include {
+		in, err := includePath(p)
+		if err != nil {
+			return err
+		}
+		if _, err := c.root.Lstat(in); err != nil {
+			return fmt.Errorf("--include %s: %w in %s: %w", p, manifest.ErrNotFound, c.Root, err)
+		}
+	}
+	return nil
+}
+
+func (c *capturing) find() (string, error) {
+	s, warnings, err := find(&c.Options, c.root)
+	if err != nil {
+		return "", err
+	}
+	c.service = s
+	c.result.Warnings = append(c.result.Warnings, warnings...)
+	c.result.Assumed = len(c.probes) == 0
+	c.folders = skeleton(c.root)
+	for _, u := range s.units {
+		c.closure.env = append(c.closure.env, u.Env...)
+	}
+	return fmt.Sprintf("%d units, %d packages", len(s.units), len(s.needed)), nil
+}
+
+func (c *capturing) instance(s *stage) *instance {
+	return &instance{units: c.service.units, probes: c.probes, timeout: c.StartTimeout, stage: s, log: c.log}
+}
+
+// trace starts the service over the source's own root.
+func (c *capturing) trace(ctx context.Context) (string, error) {
+	folders := append(slices.Clone(c.folders), c.unitFolders()...)
+	s, err := newStage(ctx, stageConfig{mounts: c.realMounts(), folders: folders, scratch: c.Scratch, log: c.log})
+	if err != nil {
+		return "", err
+	}
+	accesses, gaps, err := c.instance(s).run(ctx)
+	if err != nil {
+		return "", fmt.Errorf("the service does not work in the sandbox, in which nothing is changed yet: %w%s", err, logTail(c.log, 0))
+	}
+	c.accesses = accesses
+	for _, g := range gaps {
+		c.warn(g.String())
+	}
+	c.addFolders(accesses)
+	return fmt.Sprintf("%d accesses", len(accesses)), nil
+}
+
+func (c *capturing) warn(s string) {
+	if !slices.Contains(c.result.Warnings, s) {
+		c.result.Warnings = append(c.result.Warnings, s)
+	}
+}
+
+// addFolders notes which of the source's folders in /run the service counts on.
+func (c *capturing) addFolders(accesses []trace.Access) {
+	u := c.service.units[0]
+	for _, f := range touchedFolders(c.folders, accesses, c.root) {
+		if !slices.ContainsFunc(c.service.units, func(u *manifest.Unit) bool {
+			return slices.ContainsFunc(u.Folders, func(have manifest.Folder) bool { return have.Path == f.path })
+		}) {
+			u.Folders = append(u.Folders, f.manifest())
+		}
+	}
+}
+
+func (c *capturing) unitFolders() []folder {
+	var out []folder
+	for _, u := range c.service.units {
+		for _, f := range u.Folders {
+			out = append(out, folder{path: f.Path, mode: f.Mode, uid: f.UID, gid: f.GID})
+		}
+	}
+	return out
+}
+
+func (c *capturing) realMounts() []sourceMount {
+	return slices.DeleteFunc(slices.Clone(c.mounts), func(m sourceMount) bool { return !m.real })
+}
+
+// shut closes the set of paths over everything that it needs.
+func (c *capturing) shut(ctx context.Context) (string, error) {
+	cl := c.closure
+	cl.observe(c.accesses)
+	cl.running(c.service)
+	for i, info := range c.service.infos {
+		for _, f := range info.Files {
+			cl.add(f, Reason{ClassRule, "the service is defined there"})
+		}
+		for _, f := range info.Folders {
+			if err := cl.addTree(ctx, f, Reason{ClassRule, "data folder that " + info.Name + " asks for"}); err != nil {
+				return "", err
+			}
+		}
+		u := c.service.units[i]
+		for _, cs := range [][]manifest.Command{u.Pre, u.Start, u.Post, u.Stop} {
+			for _, cmd := range cs {
+				cl.add(cmd.Argv[0], Reason{ClassRule, "command of " + u.Name})
+			}
+		}
+		if u.Dir != "" {
+			cl.add(u.Dir, Reason{ClassRule, "working directory of " + u.Name})
+		}
+	}
+	if err := cl.packages(c.service); err != nil {
+		return "", err
+	}
+	for _, p := range c.Include {
+		in, err := includePath(p)
+		if err != nil {
+			return "", err
+		}
+		if err := cl.addTree(ctx, in, Reason{ClassUser, "--include " + p}); err != nil {
+			return "", err
+		}
+	}
+	if err := c.grow(ctx); err != nil {
+		return "", err
+	}
+	for _, m := range slices.Sorted(maps.Keys(cl.missing)) {
+		c.Log.Debug("library missing on the source", "library", m)
+	}
+	return fmt.Sprintf("%d paths", len(cl.items)), nil
+}
+
+// grow adds what follows from what was added since it was last called.
+func (c *capturing) grow(ctx context.Context) error {
+	if err := c.closure.interpret(ctx); err != nil {
+		return err
+	}
+	if err := c.closure.usedPackages(c.service); err != nil {
+		return err
+	}
+	return c.closure.applyRules(ctx)
+}
+
+func (c *capturing) build(ctx context.Context) (string, error) {
+	lists := func(d manifest.Digest) []byte {
+		var b []byte
+		err := c.live.FetchBatch(ctx, []manifest.Range{{Digest: d, Len: -1}}, func(_ int, data []byte, err error) error {
+			if err == nil {
+				b = slices.Clone(data)
+			}
+			return err
+		})
+		if err != nil {
+			return nil // then the file is read again
+		}
+		return b
+	}
+	t, err := build(ctx, c.dir, c.closure.items, c.cache, lists)
+	if err != nil {
+		return "", err
+	}
+	c.tree = t
+	return fmt.Sprintf("%d entries, %d files of %d bytes, %d bytes read", t.totals.Entries, t.totals.Files, t.totals.Bytes, t.hashed), nil
+}
+
+// verify starts the service from the built tree alone. It returns the paths
+// that the service looked for there, that exist on the source, and that were
+// not in; they are in the closure afterwards. An error is final.
+func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
+	info, err := c.log.Stat()
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.replicate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in := c.instance(s)
+	if round < rounds {
+		in.lacks = func(accesses []trace.Access) bool {
+			return slices.ContainsFunc(c.leftOut(accesses), func(p string) bool { return c.closure.allowed(p, ClassTraced) && !matchAny(logs, p) })
+		}
+	}
+	accesses, gaps, failed := in.run(ctx)
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	for _, g := range gaps {
+		c.warn(g.String())
+	}
+	before := len(c.closure.items)
+	had := maps.Clone(c.closure.items)
+	c.closure.observe(accesses)
+	c.addFolders(accesses)
+	if len(c.closure.items) > before {
+		if err := c.grow(ctx); err != nil {
+			return nil, err
+		}
+	}
+	var learned []string
+	for p := range c.closure.items {
+		if had[p] == nil {
+			learned = append(learned, p)
+		}
+	}
+	slices.Sort(learned)
+	if len(learned) > 0 && round < rounds {
+		return learned, nil
+	}
+	if failed != nil {
+		what := "every path that it looked for and that exists on the source was there"
+		if len(learned) > 0 {
+			what = fmt.Sprintf("still missing after %d rounds: %s", rounds, few(learned))
+		} else if out := c.leftOut(accesses); len(out) > 0 {
+			what = "it looked for these, which exist on the source and were left out: " + few(out)
+		}
+		return nil, fmt.Errorf("the service does not work from the snapshot: %w; %s%s", failed, what, logTail(c.log, info.Size()))
+	}
+	c.accesses = accesses
+	return nil, nil
+}
+
+// leftOut returns the files that the service looked for, that exist on the
+// source and that are not in: excluded ones, logs, files of other file systems.
+func (c *capturing) leftOut(accesses []trace.Access) []string {
+	var out []string
+	for _, a := range accesses {
+		root, prefix, p := c.closure.rootOf(a)
+		canonical, _, err := root.Resolve(p)
+		if err != nil {
+			continue
+		}
+		canonical = path.Join(prefix, canonical)
+		if c.closure.items[canonical] == nil && !isPseudo(canonical) && !slices.Contains(out, canonical) {
+			out = append(out, canonical)
+		}
+	}
+	return out
+}
+
+// replicate makes the stage of a verification.
+func (c *capturing) replicate(ctx context.Context) (*stage, error) {
+	config := stageConfig{mounts: c.realMounts(), folders: c.unitFolders(), scratch: c.Scratch, log: c.log}
+	r := &replica{meta: c.tree.meta, mounts: config.mounts}
+	config.build = func(dir string) error { return r.make(ctx, &c.tree.root, c.tree.totals.Entries, dir) }
+	s, err := newStage(ctx, config)
+	var layer *layerError
+	if errors.As(err, &layer) {
+		// No redirects into this file system: then with copies of the content.
+		c.warn("this kernel can't show the source's files in another tree (" + err.Error() + "); they were copied into memory to verify the snapshot")
+		r.copyFrom = c.dir
+		config.copies = true
+		s, err = newStage(ctx, config)
+	}
+	return s, err
+}
+
+func (c *capturing) publish() (string, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	touches := profile(c.closure, c.tree, c.accesses)
+	paths := make([]string, len(touches))
+	for i, t := range touches {
+		paths[i] = t.Path
+	}
+	metadata, err := c.tree.lead(paths)
+	if err != nil {
+		return "", err
+	}
+	snap := &manifest.Snapshot{
+		Service: c.Name, Sequence: 1, Created: time.Now().UnixNano(), Source: host,
+		Root: c.tree.root, Totals: c.tree.totals, Probes: c.Probes, Profile: touches, Metadata: metadata,
+	}
+	for _, u := range c.service.units {
+		snap.Units = append(snap.Units, *u)
+	}
+	index, err := c.tree.index(c.Root)
+	if err != nil {
+		return "", err
+	}
+	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index})
+	if err != nil {
+		return "", err
+	}
+	c.result.Published, c.result.Snapshot = p, snap
+	c.result.Classes = map[Class]Count{}
+	for _, n := range c.tree.nodes {
+		if n.path == "/" {
+			continue
+		}
+		k := n.item.reasons[0].Class
+		count := c.result.Classes[k]
+		count.Entries++
+		if n.entry.Type == manifest.File {
+			count.Files++
+			count.Bytes += uint64(n.entry.Size)
+		}
+		c.result.Classes[k] = count
+	}
+	return fmt.Sprintf("snapshot %d, root %v", p.Sequence, snap.Root.Digest), nil
+}
+
+// below returns the path p of this host as one in root.
+func below(root, p string) (string, bool) {
+	if resolved, err := filepath.EvalSymlinks(p); err == nil {
+		p = resolved
+	}
+	if !inside(p, root) {
+		return "", false
+	}
+	rel, err := filepath.Rel(root, p)
+	return path.Join("/", rel), err == nil
+}
+
+// few joins the first of many paths, for people.
+func few(ss []string) string {
+	const most = 5
+	s := ""
+	for i, v := range ss {
+		if i == most {
+			return s + fmt.Sprintf(" and %d more", len(ss)-most)
+		}
+		if i > 0 {
+			s += ", "
+		}
+		s += v
+	}
+	return s
+}

@@ -1,0 +1,250 @@
+package capture
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"srvfs/capture/dpkg"
+	"srvfs/capture/pkgdb"
+	"srvfs/capture/rootfs"
+	"srvfs/capture/unit"
+	"srvfs/manifest"
+)
+
+// A service is what the first step learns.
+type service struct {
+	units []*manifest.Unit
+	infos []unit.Info
+	db    pkgdb.DB // nil if the root has none
+	// own are the packages that the service is installed from, and needed those
+	// with all that they depend on, by ID.
+	own    map[string]string // ID -> why
+	needed map[string]string
+}
+
+// find reads the units and the package database.
+func find(o *Options, root *rootfs.Root) (*service, []string, error) {
+	s := &service{own: map[string]string{}, needed: map[string]string{}}
+	var warnings []string
+	add := func(u *manifest.Unit, info unit.Info, err error) error {
+		if err != nil {
+			return err
+		}
+		s.units, s.infos = append(s.units, u), append(s.infos, info)
+		for _, what := range info.Ignored {
+			warnings = append(warnings, fmt.Sprintf("%s: not carried over: %s", info.Name, what))
+		}
+		return nil
+	}
+	var err error
+	switch {
+	case len(o.Exec) > 0:
+		err = add(unit.FromExec(root, o.Exec))
+	case o.Init != "":
+		err = add(unit.FromInit(root, o.Init))
+	}
+	for _, name := range o.Units {
+		if err == nil {
+			err = addUnit(root, name, add)
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	s.db, err = pkgdb.Open(root, dpkg.Open)
+	if errors.Is(err, pkgdb.ErrNone) {
+		if len(o.Packages) > 0 {
+			return nil, nil, fmt.Errorf("package %s: %w: %w", o.Packages[0], err, manifest.ErrNotFound)
+		}
+		return s, append(warnings, "no package database: only what the service used, and what it needs, is captured; see --include"), nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for i, u := range s.units {
+		// Programs of the other commands are tools: their packages go in, since
+		// they are used, but not all that those depend on.
+		for _, c := range u.Start {
+			err = errors.Join(err, s.owner(root, c.Argv[0]))
+		}
+		for _, f := range s.infos[i].Files {
+			err = errors.Join(err, s.owner(root, f))
+		}
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, name := range o.Packages {
+		p, ok := s.db.Package(name)
+		if !ok {
+			return nil, nil, fmt.Errorf("package %s: not installed in %s: %w%s", name, root, manifest.ErrNotFound, similar(name, s.db.Packages()))
+		}
+		s.own[p.ID] = "named by the administrator"
+	}
+	names := make([]string, 0, len(s.own))
+	for id := range s.own {
+		names = append(names, id)
+	}
+	slices.Sort(names)
+	members, missing := pkgdb.Closure(s.db, names)
+	for _, m := range members {
+		if m.By == "" {
+			s.needed[m.ID] = s.own[m.ID]
+		} else {
+			s.needed[m.ID] = "needed by " + m.By
+		}
+	}
+	for _, m := range missing {
+		warnings = append(warnings, "not installed: "+m.String())
+	}
+	return s, warnings, nil
+}
+
+// addUnit adds the systemd unit called name, or in its place the instances that
+// it stands for.
+func addUnit(root *rootfs.Root, name string, add func(*manifest.Unit, unit.Info, error) error) error {
+	u, info, err := unit.FromUnit(root, name)
+	if err != nil || len(info.Instances) == 0 {
+		return add(u, info, err)
+	}
+	for _, instance := range info.Instances {
+		if strings.Contains(instance, "@.") {
+			return fmt.Errorf("unit %s does nothing itself and stands for instances of %s: name the instance, as in --unit %s: %w",
+				info.Name, instance, strings.Replace(instance, "@.", "@NAME.", 1), manifest.ErrInvalid)
+		}
+		if err := add(unit.FromUnit(root, instance)); err != nil {
+			return fmt.Errorf("instance %s of unit %s: %w", instance, info.Name, err)
+		}
+	}
+	return nil
+}
+
+// owner notes the packages that own the path, by any of its names.
+func (s *service) owner(root *rootfs.Root, p string) error {
+	canonical, links, err := root.Resolve(p)
+	if err != nil {
+		canonical = ""
+	}
+	for _, name := range append(append([]string{p}, links...), canonical) {
+		if name == "" || name != p && path.Base(name) != path.Base(p) && name != canonical {
+			continue // a link on the way, such as /bin, belongs to others
+		}
+		ids, err := s.db.Owner(name)
+		if err != nil {
+			return fmt.Errorf("owner of %s: %w", name, err)
+		}
+		for _, id := range ids {
+			if _, ok := s.own[id]; !ok {
+				s.own[id] = "owns " + name
+			}
+		}
+	}
+	return nil
+}
+
+// similar returns names like the one that was not found, for people.
+func similar(name string, all []string) string {
+	var near []string
+	for _, n := range all {
+		if len(name) > 2 && (strings.Contains(n, name) || strings.Contains(name, n) && len(n) > 2) && len(near) < 5 {
+			near = append(near, n)
+		}
+	}
+	if len(near) == 0 {
+		return ""
+	}
+	return "; there are " + strings.Join(near, ", ")
+}
+
+// packages adds the files of the needed packages, and the configuration folders
+// of those that the service is installed from.
+func (c *closure) packages(s *service) error {
+	if s.db == nil {
+		return nil
+	}
+	for id, why := range s.needed {
+		if err := c.addPackage(s.db, id, why); err != nil {
+			return err
+		}
+	}
+	for id := range s.own {
+		files, err := s.db.Files(id)
+		if err != nil {
+			return err
+		}
+		for _, f := range files {
+			if dir, ok := firstMatch(configFolders, f); ok && dir != f {
+				c.used[f] = true // its folder is the service's own
+			}
+		}
+	}
+	return nil
+}
+
+var configFolders = mustPatterns("/etc/*")
+
+// addPackage adds the files of one package. Those that do not exist any more
+// were removed by the administrator or never unpacked.
+func (c *closure) addPackage(db pkgdb.DB, id, why string) error {
+	files, err := db.Files(id)
+	if err != nil {
+		return fmt.Errorf("package %s: %w", id, err)
+	}
+	version := ""
+	if p, ok := db.Package(id); ok {
+		version = " " + p.Version
+	}
+	r := Reason{ClassPackage, "package " + id + version + ", " + why}
+	for _, f := range files {
+		if matchAny(unwanted, f) {
+			continue
+		}
+		if _, info, ok := c.addIn(c.root, "", f, r, false); ok && info.Mode()&fs.ModeSymlink != 0 {
+			c.add(f, r) // and what it leads to
+		}
+	}
+	return nil
+}
+
+// usedPackages adds the whole of every package of which the service used a
+// file: a run-time of which only the touched part came along breaks as soon as
+// another part is asked for.
+func (c *closure) usedPackages(s *service) error {
+	if s.db == nil {
+		return nil
+	}
+	done := map[string]bool{}
+	for p := range c.used {
+		info, err := c.root.Lstat(p)
+		if err != nil || !info.Mode().IsRegular() {
+			continue
+		}
+		ids, err := s.db.Owner(p)
+		if err != nil {
+			return fmt.Errorf("owner of %s: %w", p, err)
+		}
+		for _, id := range ids {
+			if _, ok := s.needed[id]; ok || done[id] {
+				continue
+			}
+			done[id] = true
+			if err := c.addPackage(s.db, id, "of which it used "+p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// includePath checks what the administrator named.
+func includePath(p string) (string, error) {
+	if !filepath.IsAbs(p) {
+		return "", fmt.Errorf("--include %q: not an absolute path in the service's root: %w", p, manifest.ErrInvalid)
+	}
+	return filepath.Clean(p), nil
+}

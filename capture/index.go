@@ -1,0 +1,309 @@
+package capture
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"iter"
+
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+)
+
+// An Identity is what stat says of a live file. Two equal ones, taken at two
+// moments, mean that the file's bytes have not changed in between. Times are
+// nanoseconds since 1970; of years beyond 2262 they wrap, which still compares.
+type Identity = statcache.Key
+
+// An Entry is one path of a snapshot: what `srvd show` lists.
+type Entry struct {
+	Path     string
+	Type     manifest.Type
+	Reasons  []Reason        // sorted by class; never empty
+	Size     int64           // of a file, in bytes
+	Digest   manifest.Digest // of a file's bytes
+	Identity Identity        // of a file
+	Secret   bool            // only in because the service read it: a private key, a password file
+}
+
+// Class returns the class under which the entry is shown.
+func (e *Entry) Class() Class { return e.Reasons[0].Class }
+
+// The index of a snapshot says of each path why it is in, and of each file
+// where its bytes are. Its encoding:
+//
+//	magic
+//	root            the folder on the source that is the snapshot's "/"
+//	reasons         count, then class and text of each; entries refer to them
+//	entries         count, then each, sorted by path:
+//	                  length of the prefix shared with the path before, the rest,
+//	                  type, flags, count and numbers of its reasons,
+//	                  and of a file: size, digest, dev, ino, mtime, ctime
+//	checksum        SHA-256 of all before it
+//
+// Numbers are varints. The checksum is there for a damaged disk: digests verify
+// content, but nothing else verifies where it is said to be.
+const indexMagic = "srvfs index 1\n"
+
+const (
+	maxIndex      = 4 << 30
+	maxReasonText = 8 << 10
+	maxAllReasons = 4 << 20
+)
+
+const flagSecret = 1
+
+// index is a decoded index; entries are decoded one by one as they are asked for.
+type index struct {
+	root    string
+	reasons []Reason
+	count   int
+	body    []byte
+}
+
+// indexWriter encodes an index. Entries must come in the order of their paths.
+type indexWriter struct {
+	numbers map[Reason]uint64
+	reasons []byte
+	body    []byte
+	count   uint64
+	last    string
+}
+
+func (w *indexWriter) add(e *Entry) error {
+	if len(e.Reasons) == 0 {
+		return fmt.Errorf("index: %q has no reason", e.Path)
+	}
+	if w.count > 0 && e.Path <= w.last {
+		return fmt.Errorf("index: %q after %q", e.Path, w.last)
+	}
+	if w.numbers == nil {
+		w.numbers = make(map[Reason]uint64)
+	}
+	shared := 0
+	for shared < len(w.last) && shared < len(e.Path) && w.last[shared] == e.Path[shared] {
+		shared++
+	}
+	b := binary.AppendUvarint(w.body, uint64(shared))
+	b = appendString(b, e.Path[shared:])
+	flags := byte(0)
+	if e.Secret {
+		flags |= flagSecret
+	}
+	b = append(b, byte(e.Type), flags)
+	b = binary.AppendUvarint(b, uint64(len(e.Reasons)))
+	for _, r := range e.Reasons {
+		if len(r.Text) > maxReasonText {
+			r.Text = r.Text[:maxReasonText]
+		}
+		n, ok := w.numbers[r]
+		if !ok {
+			n = uint64(len(w.numbers))
+			w.numbers[r] = n
+			w.reasons = appendString(append(w.reasons, byte(r.Class)), r.Text)
+		}
+		b = binary.AppendUvarint(b, n)
+	}
+	if e.Type == manifest.File {
+		b = binary.AppendUvarint(b, uint64(e.Size))
+		b = append(b, e.Digest[:]...)
+		b = binary.AppendUvarint(b, e.Identity.Dev)
+		b = binary.AppendUvarint(b, e.Identity.Ino)
+		b = binary.AppendVarint(b, e.Identity.Mtime)
+		b = binary.AppendVarint(b, e.Identity.Ctime)
+	}
+	w.body, w.last = b, e.Path
+	w.count++
+	return nil
+}
+
+func (w *indexWriter) finish(root string) []byte {
+	b := appendString([]byte(indexMagic), root)
+	b = binary.AppendUvarint(b, uint64(len(w.numbers)))
+	b = append(b, w.reasons...)
+	b = binary.AppendUvarint(b, w.count)
+	b = append(b, w.body...)
+	sum := sha256.Sum256(b)
+	return append(b, sum[:]...)
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+}
+
+// decodeIndex reads the head of what indexWriter wrote. The error wraps
+// [manifest.ErrInvalid], or [manifest.ErrCorrupt] when the checksum is wrong.
+func decodeIndex(b []byte) (*index, error) {
+	if len(b) < len(indexMagic)+sha256.Size || len(b) > maxIndex || !bytes.HasPrefix(b, []byte(indexMagic)) {
+		return nil, fmt.Errorf("index of %d bytes: not an index, or of a format that this version does not know: %w", len(b), manifest.ErrInvalid)
+	}
+	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) {
+		return nil, fmt.Errorf("index: damaged: %w", manifest.ErrCorrupt)
+	}
+	return decodeIndexBody(body)
+}
+
+func decodeIndexBody(body []byte) (*index, error) {
+	r := indexReader{b: body[len(indexMagic):]}
+	x := &index{root: r.string(manifest.MaxPath)}
+	n := r.uint()
+	if n > maxAllReasons || n*2 > uint64(len(r.b)) {
+		r.fail("%d reasons", n)
+		n = 0
+	}
+	x.reasons = make([]Reason, 0, n)
+	for range n {
+		reason := Reason{Class: Class(r.byte()), Text: r.string(maxReasonText)}
+		if !reason.Class.valid() {
+			r.fail("%v", reason.Class)
+		}
+		if r.err != nil {
+			break
+		}
+		x.reasons = append(x.reasons, reason)
+	}
+	count := r.uint()
+	if count*6 > uint64(len(r.b)) || count > 1<<40 {
+		r.fail("%d entries", count)
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	x.count, x.body = int(count), r.b
+	return x, nil
+}
+
+// entries yields the entries in the order of their paths. It ends with an error
+// that wraps [manifest.ErrInvalid] if the index is malformed.
+func (x *index) entries() iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		r := indexReader{b: x.body}
+		var path []byte
+		for i := range x.count {
+			e := x.entry(&r, &path, i == 0)
+			if r.err != nil {
+				yield(Entry{}, r.err)
+				return
+			}
+			if !yield(e, nil) {
+				return
+			}
+		}
+		if len(r.b) > 0 {
+			r.fail("%d bytes too many", len(r.b))
+			yield(Entry{}, r.err)
+		}
+	}
+}
+
+// entry decodes one entry; path holds the path before it and is replaced.
+func (x *index) entry(r *indexReader, path *[]byte, first bool) Entry {
+	var e Entry
+	shared := r.uint()
+	rest := r.string(manifest.MaxPath)
+	if shared > uint64(len(*path)) {
+		r.fail("shares %d bytes with a path of %d", shared, len(*path))
+		return e
+	}
+	before := string(*path)
+	*path = append((*path)[:shared], rest...)
+	e.Path = string(*path)
+	if !manifest.ValidPath(e.Path) || !first && e.Path <= before {
+		r.fail("path %.300q after %.300q", e.Path, before)
+	}
+	e.Type = manifest.Type(r.byte())
+	if e.Type < manifest.File || e.Type > manifest.FIFO {
+		r.fail("%v", e.Type)
+	}
+	flags := r.byte()
+	if flags&^flagSecret != 0 {
+		r.fail("flags %#x", flags)
+	}
+	e.Secret = flags&flagSecret != 0
+	n := r.uint()
+	if n == 0 || n > 64 {
+		r.fail("%d reasons", n)
+	}
+	if r.err != nil {
+		return e
+	}
+	e.Reasons = make([]Reason, n)
+	for i := range e.Reasons {
+		k := r.uint()
+		if k >= uint64(len(x.reasons)) {
+			r.fail("reason %d of %d", k, len(x.reasons))
+			return e
+		}
+		e.Reasons[i] = x.reasons[k]
+	}
+	if e.Type == manifest.File {
+		e.Size = int64(r.uint())
+		if e.Size < 0 {
+			r.fail("size %d", e.Size)
+		}
+		copy(e.Digest[:], r.take(manifest.DigestSize))
+		e.Identity = Identity{Dev: r.uint(), Ino: r.uint(), Size: e.Size, Mtime: r.int(), Ctime: r.int()}
+	}
+	return e
+}
+
+// An indexReader decodes primitives. The first failure sticks.
+type indexReader struct {
+	b   []byte
+	err error
+}
+
+func (r *indexReader) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = fmt.Errorf("index: %s: %w", fmt.Sprintf(format, args...), manifest.ErrInvalid)
+	}
+	r.b = nil
+}
+
+func (r *indexReader) uint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.fail("bad varint")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *indexReader) int() int64 {
+	v, n := binary.Varint(r.b)
+	if n <= 0 {
+		r.fail("bad varint")
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *indexReader) take(n int) []byte {
+	if n > len(r.b) {
+		r.fail("cut short")
+		return nil
+	}
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func (r *indexReader) byte() byte {
+	if v := r.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (r *indexReader) string(limit uint64) string {
+	n := r.uint()
+	if n > limit {
+		r.fail("%d bytes exceed %d", n, limit)
+		return ""
+	}
+	return string(r.take(int(n)))
+}

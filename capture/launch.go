@@ -1,0 +1,468 @@
+package capture
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"srvfs/capture/trace"
+	"srvfs/manifest"
+	"srvfs/probe"
+	"srvfs/sandbox"
+)
+
+// An instance is a disposable run of a service on a stage, under trace.
+type instance struct {
+	units   []*manifest.Unit
+	probes  []*probe.Probe
+	timeout time.Duration
+	stage   *stage
+	tracer  *trace.Tracer
+	log     *os.File
+	// lacks, if not nil, reports whether one of the accesses, which are all that
+	// came since it was last called, was of something that should have been there.
+	lacks func([]trace.Access) bool
+
+	daemons []daemon
+}
+
+// A daemon is the main process of a unit that has started.
+type daemon struct {
+	unit    *manifest.Unit
+	process *sandbox.Process
+}
+
+const (
+	longestStart = 90 * time.Second // systemd's own default
+	longestStop  = 10 * time.Second // it is thrown away: nothing is lost by killing it
+	// quiet is how long a service without probes must open nothing to count as
+	// started.
+	quiet = 300 * time.Millisecond
+)
+
+// run starts the units in their order, waits until the probes answer, asks each
+// once more, and stops the units in the opposite order. What was touched is
+// returned also when it fails.
+func (in *instance) run(ctx context.Context) ([]trace.Access, []trace.Gap, error) {
+	in.tracer = trace.New(in.stage.sb)
+	served, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	if in.lacks != nil {
+		watch.Go(func() { in.watch(served, cancel) })
+	}
+	err := in.serve(served)
+	if errors.Is(context.Cause(served), errLacks) {
+		err = errLacks
+	}
+	cancel(nil)
+	watch.Wait()
+	end, stop := context.WithTimeout(context.WithoutCancel(ctx), longestStop)
+	defer stop()
+	if stopped := in.stage.close(end); err == nil {
+		err = stopped
+	}
+	accesses, traced := in.tracer.Finish(end)
+	if err == nil && traced != nil {
+		err = traced
+	}
+	return accesses, in.tracer.Gaps(), err
+}
+
+// errLacks: the run was given up, since something that should be there is not.
+var errLacks = errors.New("something that it looked for is missing")
+
+// watch gives a run up once it lacks something and has come to rest without
+// being finished: it would only wait for the end of its time.
+func (in *instance) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
+	tick := time.NewTicker(quiet / 10)
+	defer tick.Stop()
+	lacks, seen, since := false, 0, time.Now()
+	for !lacks || time.Since(since) < quiet {
+		if all := in.tracer.Accesses(); len(all) > seen {
+			lacks = in.lacks(all[seen:]) || lacks
+			seen, since = len(all), time.Now()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+	giveUp(errLacks)
+}
+
+func (in *instance) serve(ctx context.Context) error {
+	for _, u := range in.units {
+		if err := in.start(ctx, u); err != nil {
+			return &startError{unit: u.Name, err: err}
+		}
+	}
+	if err := in.exercise(ctx); err != nil {
+		return err
+	}
+	for _, d := range slices.Backward(in.daemons) {
+		in.stop(ctx, d)
+	}
+	return nil
+}
+
+// A startError: the service did not start.
+type startError struct {
+	unit string
+	err  error
+}
+
+func (e *startError) Error() string { return fmt.Sprintf("unit %s did not start: %v", e.unit, e.err) }
+func (e *startError) Unwrap() error { return e.err }
+
+// A probeError: it started, and does not do its job.
+type probeError struct{ err error }
+
+func (e *probeError) Error() string { return e.err.Error() }
+func (e *probeError) Unwrap() error { return e.err }
+
+func (in *instance) limit(u *manifest.Unit) time.Duration {
+	d := time.Duration(u.StartMax)
+	if d <= 0 || d > longestStart {
+		d = longestStart
+	}
+	if in.timeout > 0 {
+		d = in.timeout
+	}
+	return d
+}
+
+// start runs one unit up to the point where it counts as started.
+func (in *instance) start(ctx context.Context, u *manifest.Unit) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, in.limit(u), fmt.Errorf("no end within %v", in.limit(u)))
+	defer cancel()
+	main := 0
+	for _, c := range u.Pre {
+		if err := in.toEnd(ctx, u, c, main); err != nil {
+			return err
+		}
+	}
+	var d daemon
+	d.unit = u
+	for _, c := range u.Start {
+		p, err := in.launch(ctx, u, c, main)
+		if err != nil {
+			return err
+		}
+		switch u.Kind {
+		case manifest.Simple:
+			d.process = p
+		case manifest.Notify:
+			d.process = p
+			if err := in.awaitReady(ctx, p); err != nil {
+				return fmt.Errorf("%s: %w", c.Argv[0], err)
+			}
+		default:
+			if err := ended(ctx, c, p); err != nil {
+				return err
+			}
+		}
+	}
+	if u.Kind == manifest.Forking {
+		d.process = in.adopt(ctx, u)
+	}
+	if d.process != nil {
+		main = d.process.Inside()
+	}
+	in.daemons = append(in.daemons, d)
+	for _, c := range u.Post {
+		if err := in.toEnd(ctx, u, c, main); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// launch starts one command under trace. The trace belongs to the instance,
+// not to ctx, which ends with the start.
+func (in *instance) launch(ctx context.Context, u *manifest.Unit, c manifest.Command, main int) (*sandbox.Process, error) {
+	cmd := sandbox.Command{Argv: slices.Clone(c.Argv), Env: slices.Clone(u.Env), Dir: u.Dir, Umask: u.Umask, Stdout: in.log, Stderr: in.log}
+	if !c.Privileged {
+		cmd.UID, cmd.GID, cmd.Groups = u.User.UID, u.User.GID, u.User.Groups
+	}
+	if u.Kind == manifest.Notify {
+		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notifySocket)
+	}
+	if main != 0 {
+		cmd.Env = append(cmd.Env, "MAINPID="+strconv.Itoa(main))
+	}
+	pid := strings.NewReplacer("${MAINPID}", strconv.Itoa(main), "$MAINPID", strconv.Itoa(main))
+	for i, a := range cmd.Argv {
+		cmd.Argv[i] = pid.Replace(a)
+	}
+	started := make(chan struct{})
+	defer close(started)
+	whole, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() { // until it has started, ctx counts
+		select {
+		case <-ctx.Done():
+			cancel()
+		case <-started:
+		}
+		<-in.stage.sb.Done()
+		cancel()
+	}()
+	p, err := in.tracer.Start(whole, cmd)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return p, err
+}
+
+// toEnd runs a command that must succeed, unless it may fail.
+func (in *instance) toEnd(ctx context.Context, u *manifest.Unit, c manifest.Command, main int) error {
+	p, err := in.launch(ctx, u, c, main)
+	if err == nil {
+		err = ended(ctx, c, p)
+	}
+	if c.MayFail && ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
+func ended(ctx context.Context, c manifest.Command, p *sandbox.Process) error {
+	status, err := p.Wait(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("%s: %w", strings.Join(c.Argv, " "), err)
+	}
+	if !status.Success() && !c.MayFail {
+		return fmt.Errorf("%s: %v", strings.Join(c.Argv, " "), status)
+	}
+	return nil
+}
+
+// awaitReady waits until the unit says READY=1.
+func (in *instance) awaitReady(ctx context.Context, p *sandbox.Process) error {
+	ready := make(chan error, 1)
+	go func() {
+		b := make([]byte, 4096)
+		for {
+			n, err := in.stage.notify.Read(b)
+			if err != nil {
+				ready <- err
+				return
+			}
+			if slices.Contains(strings.Split(string(b[:n]), "\n"), "READY=1") {
+				ready <- nil
+				return
+			}
+		}
+	}()
+	var err error
+	select {
+	case err := <-ready:
+		return err
+	case <-p.Ended():
+		status, _ := p.Wait(ctx)
+		err = fmt.Errorf("it ended (%v) before it said READY=1 to NOTIFY_SOCKET", status)
+	case <-ctx.Done():
+		err = fmt.Errorf("it did not say READY=1 to NOTIFY_SOCKET: %w", context.Cause(ctx))
+	}
+	_ = in.stage.notify.SetReadDeadline(time.Now())
+	<-ready
+	_ = in.stage.notify.SetReadDeadline(time.Time{})
+	return err
+}
+
+// adopt finds the main process of a forking unit by its PID file, if it names
+// one. The file may come a moment after the start command has returned; a
+// service without it is still served by its probes.
+func (in *instance) adopt(ctx context.Context, u *manifest.Unit) *sandbox.Process {
+	if u.PIDFile == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond) // the folder may not exist yet, so there is nothing to watch
+	defer tick.Stop()
+	for {
+		if b, err := in.stage.readFile(u.PIDFile); err == nil {
+			if pid, err := strconv.Atoi(string(bytes.TrimSpace(b))); err == nil {
+				if p, err := in.stage.sb.Adopt(ctx, pid); err == nil {
+					return p
+				}
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// alive returns a channel that is closed when a main process of the service, or
+// all of it, has ended.
+func (in *instance) alive(ctx context.Context) <-chan struct{} {
+	gone := make(chan struct{})
+	for _, d := range in.daemons {
+		if d.process == nil || d.unit.Kind == manifest.Oneshot {
+			continue
+		}
+		go func() {
+			select {
+			case <-d.process.Ended():
+				select {
+				case gone <- struct{}{}: // one of several closes it
+				case <-ctx.Done():
+				}
+			case <-ctx.Done():
+			}
+		}()
+	}
+	closed := make(chan struct{})
+	go func() {
+		select {
+		case <-gone:
+			close(closed)
+		case <-in.stage.sb.Done():
+			close(closed)
+		case <-ctx.Done():
+		}
+	}()
+	return closed
+}
+
+// exercise waits until the probes answer and asks each once more, or without
+// probes until the service is quiet.
+func (in *instance) exercise(ctx context.Context) error {
+	wait := in.timeout
+	if wait == 0 {
+		wait = longestStart
+		for _, u := range in.units {
+			if d := time.Duration(u.StartMax); d > 0 && d < wait {
+				wait = d
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	alive := in.alive(ctx)
+	if len(in.probes) == 0 {
+		return in.settle(ctx, alive)
+	}
+	env := probe.Env{Dial: in.stage.sb.Dial, Exec: in.exec}
+	if err := probe.Await(ctx, env, in.probes, alive); err != nil {
+		select {
+		case <-alive:
+			return &startError{unit: in.units[len(in.units)-1].Name, err: fmt.Errorf("its process ended: %w", err)}
+		default:
+			return &probeError{err}
+		}
+	}
+	for _, p := range in.probes {
+		if err := p.Check(ctx, env); err != nil {
+			return &probeError{fmt.Errorf("asked a second time: %w", err)}
+		}
+	}
+	return nil
+}
+
+// settle waits until nothing new was touched for the time quiet.
+func (in *instance) settle(ctx context.Context, alive <-chan struct{}) error {
+	last, since := -1, time.Now()
+	tick := time.NewTicker(quiet / 10)
+	defer tick.Stop()
+	for time.Since(since) < quiet {
+		if n := len(in.tracer.Accesses()); n != last {
+			last, since = n, time.Now()
+		}
+		select {
+		case <-tick.C:
+		case <-alive:
+			return &startError{unit: in.units[len(in.units)-1].Name, err: errors.New("its process ended")}
+		case <-ctx.Done():
+			return &startError{unit: in.units[len(in.units)-1].Name, err: fmt.Errorf("it goes on opening files; give it a probe: %w", ctx.Err())}
+		}
+	}
+	return nil
+}
+
+// exec runs the command of a probe, under trace as well: the standby will run
+// it in the service's root.
+func (in *instance) exec(ctx context.Context, argv []string) ([]byte, int, error) {
+	out, err := os.CreateTemp("", "srvfs-probe-")
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() { _, _ = out.Close(), os.Remove(out.Name()) }()
+	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "LANG=C.UTF-8"}
+	p, err := in.tracer.Start(ctx, sandbox.Command{Argv: argv, Env: env, Umask: 0o022, Stdout: out, Stderr: out})
+	if err != nil {
+		return nil, 0, err
+	}
+	status, err := p.Wait(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	b, err := io.ReadAll(io.NewSectionReader(out, 0, 1<<20))
+	return b, status.Code, err
+}
+
+// stop runs the unit's stop commands, or sends its signal, so that what the
+// service touches while it stops is seen. That it stops well does not matter.
+func (in *instance) stop(ctx context.Context, d daemon) {
+	limit := time.Duration(d.unit.StopMax)
+	if limit <= 0 || limit > longestStop {
+		limit = longestStop
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	main := 0
+	if d.process != nil {
+		main = d.process.Inside()
+	}
+	for _, c := range d.unit.Stop {
+		c.MayFail = true
+		_ = in.toEnd(ctx, d.unit, c, main)
+	}
+	if d.process == nil {
+		return
+	}
+	if len(d.unit.Stop) == 0 {
+		sig := syscall.Signal(d.unit.Signal)
+		if sig == 0 {
+			sig = syscall.SIGTERM
+		}
+		if err := d.process.Signal(sig); err != nil {
+			return
+		}
+	}
+	_, _ = d.process.Wait(ctx)
+}
+
+// logTail returns the last lines of what the service wrote from offset on.
+func logTail(log *os.File, from int64) string {
+	const most = 4 << 10
+	info, err := log.Stat()
+	if err != nil || info.Size() <= from {
+		return ""
+	}
+	start := max(from, info.Size()-most)
+	b := make([]byte, info.Size()-start)
+	n, _ := log.ReadAt(b, start)
+	lines := strings.Split(strings.TrimSpace(string(b[:n])), "\n")
+	if len(lines) > 12 {
+		lines = lines[len(lines)-12:]
+	}
+	return "\n" + filepath.Base(log.Name()) + ": " + strings.Join(lines, "\n"+filepath.Base(log.Name())+": ")
+}

@@ -1,0 +1,505 @@
+package capture
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+)
+
+// DefaultState is the source's state folder.
+const DefaultState = "/var/lib/srvd"
+
+// Kept is how many snapshots of a service a Library keeps. The older ones are
+// for standbys that still show them: as long as a file has not changed, it can
+// be had from there.
+const Kept = 3
+
+// A Library is a folder of published snapshots:
+//
+//	current                     which snapshots there are; replaced by rename
+//	lock                        held by whoever publishes or removes
+//	snapshots/NAME/SEQUENCE/
+//	    snapshot                the encoded [manifest.Snapshot]
+//	    meta                    its directory pages and chunk lists
+//	    index                   its entries, with reasons and live identities
+//
+// A snapshot's folder is complete, and on disk, before "current" names it, and
+// never changes afterwards. So a crash leaves the snapshots that were there, and
+// a reader in another process needs no lock: it compares the stat of "current"
+// with what it saw last.
+//
+// A Library is safe for concurrent use, in this process and among several.
+type Library struct {
+	dir string
+}
+
+// OpenLibrary opens the library in the state folder dir, which is made, for
+// root alone, if it does not exist.
+func OpenLibrary(dir string) (*Library, error) {
+	if err := os.MkdirAll(filepath.Join(dir, "snapshots"), 0o700); err != nil {
+		return nil, fmt.Errorf("state folder %s: %w", dir, err)
+	}
+	return &Library{dir: dir}, nil
+}
+
+// Dir returns the state folder.
+func (l *Library) Dir() string { return l.dir }
+
+// A Published names one snapshot of a library.
+type Published struct {
+	Service  string
+	Sequence uint64
+	Digest   manifest.Digest // of the encoded snapshot
+}
+
+const currentMagic = "srvd current 1"
+
+// maxCurrent bounds the file "current": 80 bytes for each snapshot.
+const maxCurrent = 16 << 20
+
+// List returns the latest snapshot of each service, sorted by name.
+func (l *Library) List() ([]Published, error) {
+	all, err := l.all()
+	if err != nil {
+		return nil, err
+	}
+	return slices.CompactFunc(all, func(a, b Published) bool { return a.Service == b.Service }), nil
+}
+
+// all returns every snapshot: by service, latest first.
+func (l *Library) all() ([]Published, error) {
+	b, err := os.ReadFile(filepath.Join(l.dir, "current"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err == nil {
+		var all []Published
+		if all, err = parseCurrent(b); err == nil {
+			return all, nil
+		}
+	}
+	return nil, fmt.Errorf("library %s: %w", l.dir, err)
+}
+
+func parseCurrent(b []byte) ([]Published, error) {
+	if len(b) > maxCurrent {
+		return nil, fmt.Errorf("current: %d bytes: %w", len(b), manifest.ErrInvalid)
+	}
+	scan := bufio.NewScanner(bytes.NewReader(b))
+	if !scan.Scan() || scan.Text() != currentMagic {
+		return nil, fmt.Errorf("current: not written by this program: %w", manifest.ErrInvalid)
+	}
+	var all []Published
+	for scan.Scan() {
+		f := strings.Fields(scan.Text())
+		if len(f) != 3 || !manifest.ValidService(f[0]) {
+			return nil, fmt.Errorf("current: line %.200q: %w", scan.Text(), manifest.ErrInvalid)
+		}
+		seq, err := strconv.ParseUint(f[1], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("current: line %.200q: %w", scan.Text(), manifest.ErrInvalid)
+		}
+		d, err := manifest.ParseDigest(f[2])
+		if err != nil {
+			return nil, fmt.Errorf("current: %w", err)
+		}
+		all = append(all, Published{Service: f[0], Sequence: seq, Digest: d})
+	}
+	slices.SortFunc(all, func(a, b Published) int {
+		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(b.Sequence, a.Sequence))
+	})
+	return all, scan.Err()
+}
+
+// latest returns the latest snapshot of service. The error wraps
+// [manifest.ErrNotFound] if there is none.
+func (l *Library) latest(service string) (Published, error) {
+	all, err := l.List()
+	if err != nil {
+		return Published{}, err
+	}
+	names := make([]string, 0, len(all))
+	for _, p := range all {
+		if p.Service == service {
+			return p, nil
+		}
+		names = append(names, p.Service)
+	}
+	have := "there is none; make one with `srvd capture`"
+	if len(names) > 0 {
+		have = "there are " + strings.Join(names, ", ")
+	}
+	return Published{}, fmt.Errorf("service %q in %s: %w: %s", service, l.dir, manifest.ErrNotFound, have)
+}
+
+func (l *Library) folder(p Published) string {
+	return filepath.Join(l.dir, "snapshots", p.Service, strconv.FormatUint(p.Sequence, 10))
+}
+
+// again calls read with the latest snapshot of service, and once more if that
+// one was retired in between by a newer.
+func (l *Library) again(service string, read func(Published) error) error {
+	for {
+		p, err := l.latest(service)
+		if err != nil {
+			return err
+		}
+		err = read(p)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if q, e := l.latest(service); e != nil || q == p {
+			return err
+		}
+	}
+}
+
+// Encoded returns the latest snapshot of service as it was published. The
+// error wraps [manifest.ErrNotFound] if the service is unknown, and
+// [manifest.ErrCorrupt] if the disk no longer holds what was published.
+func (l *Library) Encoded(service string) ([]byte, error) {
+	var b []byte
+	err := l.again(service, func(p Published) (err error) {
+		b, err = l.encoded(p)
+		return err
+	})
+	return b, err
+}
+
+func (l *Library) encoded(p Published) ([]byte, error) {
+	name := filepath.Join(l.folder(p), "snapshot")
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %d of %s: %w", p.Sequence, p.Service, err)
+	}
+	if manifest.Sum(b) != p.Digest {
+		return nil, fmt.Errorf("snapshot %d of %s: %s: %w: capture the service again", p.Sequence, p.Service, name, manifest.ErrCorrupt)
+	}
+	return b, nil
+}
+
+// Snapshot returns the latest snapshot of service, with the errors of Encoded.
+func (l *Library) Snapshot(service string) (*manifest.Snapshot, error) {
+	b, err := l.Encoded(service)
+	if err != nil {
+		return nil, err
+	}
+	return manifest.DecodeSnapshot(b)
+}
+
+// Entries yields every path of the service's latest snapshot, the root not
+// included, in the byte order of the paths. An error ends it.
+func (l *Library) Entries(service string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		var x *index
+		err := l.again(service, func(p Published) (err error) {
+			x, err = l.index(p)
+			return err
+		})
+		if err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		x.entries()(yield)
+	}
+}
+
+// Root returns the folder on this host that is the "/" of the service's latest
+// snapshot.
+func (l *Library) Root(service string) (string, error) {
+	var root string
+	err := l.again(service, func(p Published) error {
+		x, err := l.index(p)
+		if err == nil {
+			root = x.root
+		}
+		return err
+	})
+	return root, err
+}
+
+func (l *Library) index(p Published) (*index, error) {
+	b, err := os.ReadFile(filepath.Join(l.folder(p), "index"))
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %d of %s: %w", p.Sequence, p.Service, err)
+	}
+	x, err := decodeIndex(b)
+	if err != nil {
+		return nil, fmt.Errorf("snapshot %d of %s: %w: capture the service again", p.Sequence, p.Service, err)
+	}
+	return x, nil
+}
+
+// Why returns the reasons for which the path is in the service's latest
+// snapshot, sorted by class. Symlinks in path are not followed. The error wraps
+// [manifest.ErrNotFound] if the service is unknown or the path is not in, and
+// then says the nearest folder above that is.
+func (l *Library) Why(service, p string) ([]Reason, error) {
+	p = path.Clean("/" + p)
+	if p == "/" {
+		return []Reason{{Class: ClassRule, Text: "the root"}}, nil
+	}
+	near := "/"
+	for e, err := range l.Entries(service) {
+		if err != nil {
+			return nil, err
+		}
+		if e.Path == p {
+			return e.Reasons, nil
+		}
+		if e.Path > p {
+			break
+		}
+		if strings.HasPrefix(p, e.Path+"/") && len(e.Path) > len(near) {
+			near = e.Path
+			if e.Type == manifest.Symlink {
+				return nil, fmt.Errorf("%s in service %s: %w: %s is a symlink; ask for where it leads", p, service, manifest.ErrNotFound, near)
+			}
+		}
+	}
+	return nil, fmt.Errorf("%s in service %s: %w: it has no such path below %s; add it with `srvd capture %s --include`", p, service, manifest.ErrNotFound, near, service)
+}
+
+// An edition is what is published together.
+type edition struct {
+	snapshot []byte
+	meta     metaSet
+	index    []byte
+}
+
+// nextSequence returns the number for a new snapshot of service. It holds only
+// for whoever holds the lock.
+func (l *Library) nextSequence(service string) (uint64, error) {
+	all, err := l.all()
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range all {
+		if p.Service == service {
+			return p.Sequence + 1, nil
+		}
+	}
+	return 1, nil
+}
+
+// publish numbers snap, and makes it the latest of its service. The edition's
+// snapshot is encoded here, since only the holder of the lock knows the number.
+func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err error) {
+	unlock, err := l.lock()
+	if err != nil {
+		return Published{}, err
+	}
+	defer unlock()
+	defer func() {
+		if err != nil {
+			if errors.Is(err, unix.ENOSPC) {
+				err = fmt.Errorf("%w: %w", manifest.ErrNoSpace, err)
+			}
+			err = fmt.Errorf("publish %s in %s: %w", snap.Service, l.dir, err)
+		}
+	}()
+	all, err := l.all()
+	if err != nil {
+		return Published{}, err
+	}
+	if snap.Sequence, err = l.nextSequence(snap.Service); err != nil {
+		return Published{}, err
+	}
+	if ed.snapshot, err = snap.Encode(); err != nil {
+		return Published{}, err
+	}
+	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot)}
+	if err := l.write(p, ed); err != nil {
+		return Published{}, err
+	}
+	all = append([]Published{p}, all...)
+	kept := all[:0:0]
+	count := map[string]int{}
+	for _, q := range all {
+		if count[q.Service]++; count[q.Service] <= Kept {
+			kept = append(kept, q)
+		}
+	}
+	if err := l.setCurrent(kept); err != nil {
+		return Published{}, err
+	}
+	return p, l.sweep(kept)
+}
+
+// write makes the folder of p, complete and on disk.
+func (l *Library) write(p Published, ed edition) error {
+	parent := filepath.Dir(l.folder(p))
+	if err := os.Mkdir(parent, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// A folder of this number that "current" does not name is what a crash left.
+	if err := os.RemoveAll(l.folder(p)); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(parent, tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	for name, write := range map[string]func(*bufio.Writer) error{
+		"snapshot": func(w *bufio.Writer) error { _, err := w.Write(ed.snapshot); return err },
+		"index":    func(w *bufio.Writer) error { _, err := w.Write(ed.index); return err },
+		"meta":     ed.meta.writeTo,
+	} {
+		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, l.folder(p)); err != nil {
+		return err
+	}
+	if err := syncDir(parent); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(parent))
+}
+
+// tempPrefix begins the names of what is not complete. No service has such a
+// name, and no snapshot such a number.
+const tempPrefix = ".new-"
+
+func (l *Library) setCurrent(all []Published) error {
+	name := filepath.Join(l.dir, "current")
+	err := writeFile(name+".new", func(w *bufio.Writer) error {
+		if _, err := fmt.Fprintln(w, currentMagic); err != nil {
+			return err
+		}
+		for _, p := range all {
+			if _, err := fmt.Fprintf(w, "%s %d %s\n", p.Service, p.Sequence, p.Digest); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return err
+	}
+	return syncDir(l.dir)
+}
+
+// sweep removes the folders that "current" does not name: retired snapshots,
+// and what a crash left.
+func (l *Library) sweep(kept []Published) error {
+	keep := map[string]bool{}
+	for _, p := range kept {
+		keep[l.folder(p)] = true
+		keep[filepath.Dir(l.folder(p))] = true
+	}
+	services, err := os.ReadDir(filepath.Join(l.dir, "snapshots"))
+	if err != nil {
+		return err
+	}
+	for _, s := range services {
+		dir := filepath.Join(l.dir, "snapshots", s.Name())
+		if !keep[dir] {
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		editions, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range editions {
+			if d := filepath.Join(dir, e.Name()); !keep[d] {
+				if err := os.RemoveAll(d); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Remove takes the service and all its snapshots out of the library. The error
+// wraps [manifest.ErrNotFound] if it is unknown.
+func (l *Library) Remove(service string) error {
+	unlock, err := l.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := l.latest(service); err != nil {
+		return err
+	}
+	all, err := l.all()
+	if err != nil {
+		return err
+	}
+	kept := slices.DeleteFunc(all, func(p Published) bool { return p.Service == service })
+	if err := l.setCurrent(kept); err != nil {
+		return fmt.Errorf("remove %s from %s: %w", service, l.dir, err)
+	}
+	return l.sweep(kept)
+}
+
+// lock waits for whoever else publishes: the time of some writes and an fsync.
+func (l *Library) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(l.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("library %s: %w", l.dir, err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			_ = f.Close()
+			return nil, fmt.Errorf("library %s: lock: %w", l.dir, err)
+		}
+		time.Sleep(5 * time.Millisecond) // flock with a deadline does not exist
+	}
+}
+
+func writeFile(name string, write func(*bufio.Writer) error) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<18)
+	err = write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

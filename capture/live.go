@@ -1,0 +1,396 @@
+package capture
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"srvfs/manifest"
+)
+
+// A Live is the origin of all that a library has published: metadata from the
+// library, file content from the source's own files. It answers by digest
+// alone; no path comes from outside.
+//
+// A file is read only while it is what was captured. Its stat is compared
+// before and after each reading: one that differs in size or modification time
+// is refused with [manifest.ErrStale]. One that differs only in device, inode
+// number or change time (a chmod, a new hard link, a restored backup) is hashed
+// again, once, and served if its bytes are the same.
+//
+// A Live follows the library: each request costs one stat to see whether
+// something new was published. It is safe for concurrent use.
+type Live struct {
+	lib *Library
+
+	mu       sync.Mutex
+	stamp    Identity // of the file "current" when editions were listed
+	editions []*liveEdition
+}
+
+// Live returns the library's content as an origin.
+func (l *Library) Live() *Live { return &Live{lib: l} }
+
+// A liveEdition is one published snapshot, loaded when it is first asked for.
+type liveEdition struct {
+	Published
+	dir string
+
+	mu       sync.Mutex
+	loaded   bool
+	err      error
+	meta     *metaFile
+	snapshot manifest.Digest
+	files    *liveFiles
+}
+
+// Fetch implements [manifest.Origin].
+func (l *Live) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io.ReadCloser, error) {
+	return l.Restrict(nil).Fetch(ctx, d, off, n)
+}
+
+// FetchBatch implements [manifest.Batcher].
+func (l *Live) FetchBatch(ctx context.Context, want []manifest.Range, yield func(int, []byte, error) error) error {
+	return l.Restrict(nil).FetchBatch(ctx, want, yield)
+}
+
+// Restrict returns an origin that has only what belongs to the services for
+// which allowed returns true; nil allows all. It is asked at each request, so
+// what is taken away is gone at once.
+func (l *Live) Restrict(allowed func(service string) bool) manifest.Batcher {
+	return &restricted{live: l, allowed: allowed}
+}
+
+// Belongs reports whether the content d, a file's or metadata, belongs to a
+// service for which allowed returns true.
+func (l *Live) Belongs(d manifest.Digest, allowed func(service string) bool) bool {
+	_, err := (&restricted{live: l, allowed: allowed}).find(d)
+	return err == nil
+}
+
+// Close releases the files of the library.
+func (l *Live) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var errs []error
+	for _, e := range l.editions {
+		errs = append(errs, e.close())
+	}
+	l.editions, l.stamp = nil, Identity{}
+	return errors.Join(errs...)
+}
+
+// current returns the editions, of each service the latest first.
+func (l *Live) current() ([]*liveEdition, error) {
+	info, err := os.Stat(filepath.Join(l.lib.dir, "current"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("library: %w: %w", err, manifest.ErrUnavailable)
+	}
+	stamp := identify(info)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if stamp == l.stamp {
+		return l.editions, nil
+	}
+	all, err := l.lib.all()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", err, manifest.ErrUnavailable)
+	}
+	old := map[Published]*liveEdition{}
+	for _, e := range l.editions {
+		old[e.Published] = e
+	}
+	editions := make([]*liveEdition, len(all))
+	for i, p := range all {
+		if e, ok := old[p]; ok {
+			editions[i] = e
+			delete(old, p)
+			continue
+		}
+		editions[i] = &liveEdition{Published: p, dir: l.lib.folder(p)}
+	}
+	// Those that are gone are closed by the finalizer of their file, since a
+	// request may be reading from them now.
+	l.editions, l.stamp = editions, stamp
+	return editions, nil
+}
+
+func (e *liveEdition) close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.meta == nil {
+		return nil
+	}
+	return e.meta.f.Close()
+}
+
+// load reads the tables: once, also when it fails.
+func (e *liveEdition) load() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.loaded {
+		return e.err
+	}
+	e.loaded = true
+	if e.meta, e.err = openMeta(filepath.Join(e.dir, "meta")); e.err != nil {
+		return e.err
+	}
+	var b []byte
+	if b, e.err = os.ReadFile(filepath.Join(e.dir, "index")); e.err != nil {
+		return e.err
+	}
+	var x *index
+	if x, e.err = decodeIndex(b); e.err != nil {
+		return e.err
+	}
+	e.files, e.err = newLiveFiles(x)
+	return e.err
+}
+
+// restricted is a Live as seen by a peer.
+type restricted struct {
+	live    *Live
+	allowed func(string) bool
+}
+
+// found is where a content is: metadata in a file of the library, or the
+// candidates among live files, each with the edition's table that names it.
+type found struct {
+	meta  *metaFile
+	where metaWhere
+	files []liveRef
+}
+
+// find looks d up in the editions that the peer may see, the latest of all
+// services first: then those that were retired need not be loaded.
+func (r *restricted) find(d manifest.Digest) (found, error) {
+	editions, err := r.live.current()
+	if err != nil {
+		return found{}, err
+	}
+	var f found
+	var failed error
+	var before string
+	var retired []*liveEdition
+	look := func(e *liveEdition) bool {
+		if err := e.load(); err != nil {
+			// The snapshot was retired by another process just now, or its
+			// disk is damaged: others may have the content.
+			failed = errors.Join(failed, fmt.Errorf("snapshot %d of %s: %w", e.Sequence, e.Service, err))
+			return false
+		}
+		if w, ok := e.meta.find(d); ok {
+			f = found{meta: e.meta, where: w}
+			return true
+		}
+		for _, i := range e.files.find(d) {
+			f.files = append(f.files, liveRef{e.files, i})
+		}
+		return false
+	}
+	for _, e := range editions {
+		if r.allowed != nil && !r.allowed(e.Service) {
+			continue
+		}
+		if e.Service == before {
+			retired = append(retired, e)
+			continue
+		}
+		before = e.Service
+		if look(e) {
+			return f, nil
+		}
+	}
+	if len(f.files) == 0 || !f.anyFresh() {
+		for _, e := range retired {
+			if look(e) {
+				return f, nil
+			}
+		}
+	}
+	if len(f.files) > 0 {
+		return f, nil
+	}
+	if failed != nil && !errors.Is(failed, fs.ErrNotExist) {
+		return found{}, fmt.Errorf("content %v: %w: %w", d, failed, manifest.ErrUnavailable)
+	}
+	return found{}, fmt.Errorf("content %v: in no published snapshot: %w", d, manifest.ErrNotFound)
+}
+
+// anyFresh reports whether one of the files can be opened now.
+func (f *found) anyFresh() bool {
+	for _, ref := range f.files {
+		if file, err := ref.open(); err == nil {
+			file.close()
+			return true
+		}
+	}
+	return false
+}
+
+// Fetch implements [manifest.Origin].
+func (r *restricted) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io.ReadCloser, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if off < 0 {
+		return nil, fmt.Errorf("content %v from %d: %w", d, off, manifest.ErrInvalid)
+	}
+	if d == manifest.EmptyDigest {
+		if off > 0 || n > 0 {
+			return nil, beyond(d, off, n, 0)
+		}
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	f, err := r.find(d)
+	if err != nil {
+		return nil, err
+	}
+	if f.meta != nil {
+		n, err := clip(d, off, n, int64(f.where.size))
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(io.NewSectionReader(f.meta.f, f.where.off+off, n)), nil
+	}
+	file, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	if n, err = clip(d, off, n, file.size); err != nil {
+		file.close()
+		return nil, err
+	}
+	return &liveReader{ctx: ctx, file: file, off: off, end: off + n}, nil
+}
+
+// clip returns the length of the range, or an error if it leads past the end.
+func clip(d manifest.Digest, off, n, size int64) (int64, error) {
+	if n < 0 {
+		n = size - off
+	}
+	if off > size || n > size-off || n < 0 {
+		return 0, beyond(d, off, n, size)
+	}
+	return n, nil
+}
+
+func beyond(d manifest.Digest, off, n, size int64) error {
+	return fmt.Errorf("content %v: %d bytes from %d of %d: %w", d, n, off, size, manifest.ErrInvalid)
+}
+
+// open opens the first candidate that is still what was captured. If none is,
+// the error is that of the first: it wraps [manifest.ErrStale].
+func (f *found) open() (*liveFile, error) {
+	var first error
+	for _, ref := range f.files {
+		file, err := ref.open()
+		if err == nil {
+			return file, nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// FetchBatch implements [manifest.Batcher]. Ranges of one content that stand
+// together are read from one open file.
+func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yield func(int, []byte, error) error) error {
+	if len(want) > manifest.MaxBatch {
+		return fmt.Errorf("batch of %d ranges: at most %d: %w", len(want), manifest.MaxBatch, manifest.ErrInvalid)
+	}
+	var open *liveFile
+	var have manifest.Digest
+	defer func() {
+		if open != nil {
+			open.close()
+		}
+	}()
+	var buf []byte
+	read := func(w manifest.Range) ([]byte, error) {
+		if w.Len > manifest.MaxRange {
+			return nil, fmt.Errorf("range of %d bytes: at most %d: %w", w.Len, manifest.MaxRange, manifest.ErrInvalid)
+		}
+		if open != nil && have == w.Digest && w.Len >= 0 && w.Off >= 0 {
+			n, err := clip(w.Digest, w.Off, w.Len, open.size)
+			if err != nil {
+				return nil, err
+			}
+			return open.readRange(&buf, w.Off, n)
+		}
+		if open != nil {
+			open.close()
+			open = nil
+		}
+		if w.Digest == manifest.EmptyDigest && w.Off == 0 && w.Len <= 0 {
+			return nil, nil
+		}
+		f, err := r.find(w.Digest)
+		if err != nil {
+			return nil, err
+		}
+		if w.Off < 0 {
+			return nil, fmt.Errorf("content %v from %d: %w", w.Digest, w.Off, manifest.ErrInvalid)
+		}
+		if f.meta != nil {
+			n, err := clip(w.Digest, w.Off, w.Len, int64(f.where.size))
+			if err != nil {
+				return nil, err
+			}
+			if n > manifest.MaxMeta {
+				return nil, fmt.Errorf("content %v: %d bytes in a batch: %w", w.Digest, n, manifest.ErrInvalid)
+			}
+			buf = slices.Grow(buf[:0], int(n))[:n]
+			if _, err := f.meta.f.ReadAt(buf, f.where.off+w.Off); err != nil {
+				return nil, fmt.Errorf("content %v: %w: %w", w.Digest, err, manifest.ErrUnavailable)
+			}
+			return buf, nil
+		}
+		// Other names of the content are tried when one changes under the read.
+		var first error
+		for _, ref := range f.files {
+			file, err := ref.open()
+			if err == nil {
+				var n int64
+				if n, err = clip(w.Digest, w.Off, w.Len, file.size); err == nil && n > manifest.MaxRange {
+					err = fmt.Errorf("range of %d bytes: at most %d: %w", n, manifest.MaxRange, manifest.ErrInvalid)
+				}
+				var b []byte
+				if err == nil {
+					b, err = file.readRange(&buf, w.Off, n)
+				}
+				if err == nil {
+					open, have = file, w.Digest
+					return b, nil
+				}
+				file.close()
+			}
+			if first == nil {
+				first = err
+			}
+		}
+		return nil, first
+	}
+	for i, w := range want {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b, err := read(w)
+		if err := yield(i, b, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}

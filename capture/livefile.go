@@ -1,0 +1,311 @@
+package capture
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+)
+
+// liveFiles says where the content of one snapshot's files is. It takes 76
+// bytes for each file and its path.
+type liveFiles struct {
+	root  string
+	dir   *os.File // the root, O_PATH; nil until first needed
+	paths []byte   // one after the other
+	recs  []liveRec
+	devs  []uint64
+
+	mu     sync.Mutex
+	again  map[string]Identity // by path: found unchanged by hash under another identity
+	differ map[string]Identity // by path: found changed by hash
+}
+
+type liveRec struct {
+	digest       manifest.Digest
+	ino          uint64
+	size         int64
+	mtime, ctime int64
+	path         uint32 // offset in paths
+	length       uint16
+	dev          uint16 // number in devs
+}
+
+func newLiveFiles(x *index) (*liveFiles, error) {
+	f := &liveFiles{root: x.root, again: map[string]Identity{}, differ: map[string]Identity{}}
+	devs := map[uint64]uint16{}
+	for e, err := range x.entries() {
+		if err != nil {
+			return nil, err
+		}
+		if e.Type != manifest.File || e.Size == 0 {
+			continue
+		}
+		dev, ok := devs[e.Identity.Dev]
+		if !ok {
+			dev = uint16(len(devs))
+			devs[e.Identity.Dev] = dev
+			f.devs = append(f.devs, e.Identity.Dev)
+		}
+		if len(f.paths) > math.MaxUint32-manifest.MaxPath || len(devs) > math.MaxUint16 {
+			return nil, fmt.Errorf("index: more paths than can be served: %w", manifest.ErrInvalid)
+		}
+		f.recs = append(f.recs, liveRec{
+			digest: e.Digest, ino: e.Identity.Ino, size: e.Size, mtime: e.Identity.Mtime, ctime: e.Identity.Ctime,
+			path: uint32(len(f.paths)), length: uint16(len(e.Path)), dev: dev,
+		})
+		f.paths = append(f.paths, e.Path...)
+	}
+	f.recs, f.paths = slices.Clip(f.recs), slices.Clip(f.paths)
+	slices.SortStableFunc(f.recs, func(a, b liveRec) int { return bytes.Compare(a.digest[:], b.digest[:]) })
+	return f, nil
+}
+
+// find returns the numbers of the records with digest d.
+func (f *liveFiles) find(d manifest.Digest) []int {
+	i, ok := slices.BinarySearchFunc(f.recs, d, func(r liveRec, d manifest.Digest) int { return bytes.Compare(r.digest[:], d[:]) })
+	if !ok {
+		return nil
+	}
+	var all []int
+	for ; i < len(f.recs) && f.recs[i].digest == d; i++ {
+		all = append(all, i)
+	}
+	return all
+}
+
+func (f *liveFiles) path(r *liveRec) string {
+	return string(f.paths[r.path : int(r.path)+int(r.length)])
+}
+
+// rootDir opens the root when it is first needed: the disk that it is on may
+// not be mounted when the daemon starts.
+func (f *liveFiles) rootDir() (*os.File, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.dir == nil {
+		fd, err := unix.Open(f.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: f.root, Err: err}
+		}
+		f.dir = os.NewFile(uintptr(fd), f.root)
+	}
+	return f.dir, nil
+}
+
+// A liveRef names one record.
+type liveRef struct {
+	files *liveFiles
+	n     int
+}
+
+// A liveFile is an open file of which the identity was right when it was opened.
+type liveFile struct {
+	f    *os.File
+	path string // in the snapshot
+	size int64
+	id   Identity // as it was found
+	ref  liveRef
+}
+
+func (f *liveFile) close() { _ = f.f.Close() }
+
+// open opens the file if it is still what was captured; else the error wraps
+// [manifest.ErrStale] and says which path, and since when if that is known.
+func (r liveRef) open() (*liveFile, error) {
+	rec := &r.files.recs[r.n]
+	p := r.files.path(rec)
+	root, err := r.files.rootDir()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
+	}
+	f, err := openCanonical(root, p)
+	if err != nil {
+		if gone(err) {
+			return nil, stale(p, "it is gone, or a folder on its path was replaced: %v", err)
+		}
+		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
+	}
+	file := &liveFile{f: f, path: p, size: rec.size, ref: r}
+	if err := file.check(rec); err != nil {
+		file.close()
+		return nil, err
+	}
+	return file, nil
+}
+
+// check compares the file's stat with the record.
+func (f *liveFile) check(rec *liveRec) error {
+	info, err := f.f.Stat()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
+	}
+	f.id = identify(info)
+	want := Identity{Dev: f.ref.files.devs[rec.dev], Ino: rec.ino, Size: rec.size, Mtime: rec.mtime, Ctime: rec.ctime}
+	switch {
+	case f.id == want:
+		return nil
+	case !info.Mode().IsRegular():
+		return stale(f.path, "it is no longer a regular file")
+	case f.id.Size != want.Size || f.id.Mtime != want.Mtime:
+		return stale(f.path, "it had %d bytes and was modified %s; it has %d bytes and was modified %s",
+			want.Size, stamp(want.Mtime), f.id.Size, stamp(f.id.Mtime))
+	}
+	return f.rehash(rec)
+}
+
+// rehash decides about a file of the same size and modification time with
+// another inode or change time.
+func (f *liveFile) rehash(rec *liveRec) error {
+	files := f.ref.files
+	files.mu.Lock()
+	same, differ := files.again[f.path] == f.id, files.differ[f.path] == f.id
+	files.mu.Unlock()
+	if same {
+		return nil
+	}
+	if !differ {
+		h := manifest.NewHasher()
+		if _, err := io.Copy(h, io.NewSectionReader(f.f, 0, f.size)); err != nil {
+			return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
+		}
+		d, _, _ := h.Sum()
+		if err := f.unchanged(); err != nil {
+			return err
+		}
+		files.mu.Lock()
+		if d == rec.digest {
+			files.again[f.path] = f.id
+		} else {
+			files.differ[f.path] = f.id
+		}
+		files.mu.Unlock()
+		if d == rec.digest {
+			return nil
+		}
+	}
+	return stale(f.path, "it was replaced %s", stamp(f.id.Ctime))
+}
+
+// unchanged reports whether the stat is still what it was at open.
+func (f *liveFile) unchanged() error {
+	info, err := f.f.Stat()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
+	}
+	if id := identify(info); id.Size != f.id.Size || id.Mtime != f.id.Mtime {
+		return stale(f.path, "it was modified %s, while it was read", stamp(id.Mtime))
+	}
+	return nil
+}
+
+// readRange reads n bytes from off into buf, which grows as needed.
+func (f *liveFile) readRange(buf *[]byte, off, n int64) ([]byte, error) {
+	*buf = slices.Grow((*buf)[:0], int(n))[:n]
+	if k, err := f.f.ReadAt(*buf, off); int64(k) < n {
+		if errors.Is(err, io.EOF) {
+			return nil, stale(f.path, "it ends after %d bytes", off+int64(k))
+		}
+		return nil, fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
+	}
+	if err := f.unchanged(); err != nil {
+		return nil, err
+	}
+	return *buf, nil
+}
+
+// A liveReader streams a range. It reports a change of the file in place of the
+// end, or as soon as it meets one.
+type liveReader struct {
+	ctx      context.Context
+	file     *liveFile
+	off, end int64
+}
+
+func (r *liveReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if r.off == r.end {
+		if err := r.file.unchanged(); err != nil {
+			return 0, err
+		}
+		return 0, io.EOF
+	}
+	if int64(len(p)) > r.end-r.off {
+		p = p[:r.end-r.off]
+	}
+	n, err := r.file.f.ReadAt(p, r.off)
+	r.off += int64(n)
+	switch {
+	case n > 0 || err == nil:
+		return n, nil
+	case errors.Is(err, io.EOF):
+		return 0, stale(r.file.path, "it ends after %d bytes", r.off)
+	}
+	return 0, fmt.Errorf("%s: %w: %w", r.file.path, err, manifest.ErrUnavailable)
+}
+
+func (r *liveReader) Close() error { return r.file.f.Close() }
+
+func stale(p, format string, args ...any) error {
+	return fmt.Errorf("%s: %w: %s; capture the service again", p, manifest.ErrStale, fmt.Sprintf(format, args...))
+}
+
+func stamp(ns int64) string { return time.Unix(0, ns).Format(time.RFC3339Nano) }
+
+// gone reports whether an open failed because the path no longer leads to a
+// file: it is missing, or a symlink, or a folder became a file.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENODEV)
+}
+
+// openCanonical opens the canonical path p below root for reading. No symlink
+// is followed, not even on the way: whoever can write to a folder of the
+// service could have put one there since the path was resolved.
+func openCanonical(root *os.File, p string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOATIME,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	fd, err := openat2(root, p, how)
+	if errors.Is(err, unix.EPERM) { // O_NOATIME is for the owner and root
+		how.Flags &^= unix.O_NOATIME
+		fd, err = openat2(root, p, how)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path.Join(root.Name(), p), Err: err}
+	}
+	return os.NewFile(uintptr(fd), path.Join(root.Name(), p)), nil
+}
+
+func openat2(root *os.File, p string, how unix.OpenHow) (int, error) {
+	for {
+		fd, err := unix.Openat2(int(root.Fd()), "."+p, &how)
+		if err != unix.EINTR && err != unix.EAGAIN {
+			return fd, err
+		}
+	}
+}
+
+// identify returns the identity of the file that info describes.
+func identify(info fs.FileInfo) Identity {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return Identity{}
+	}
+	return Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}
+}

@@ -1,0 +1,184 @@
+package capture
+
+import (
+	"fmt"
+	"path"
+	"strings"
+
+	"srvfs/capture/elf"
+	"srvfs/capture/proc"
+	"srvfs/capture/rootfs"
+	"srvfs/capture/trace"
+	"srvfs/manifest"
+)
+
+// observe adds what a trace saw. Which program a process ran is said in the
+// reasons, as far as it is known.
+func (c *closure) observe(accesses []trace.Access) {
+	programs := map[int]string{}
+	for _, a := range accesses {
+		if a.Op == trace.Exec {
+			programs[a.Pid] = a.Path
+		}
+		c.observeOne(a, programs[a.Pid])
+	}
+}
+
+var opWords = map[trace.Op]string{
+	trace.Exec: "executed", trace.Open: "opened", trace.Dir: "listed or entered", trace.Stat: "looked up", trace.Readlink: "read as a link", trace.Socket: "used as a socket", trace.Change: "changed", trace.Other: "used",
+}
+
+func (c *closure) observeOne(a trace.Access, program string) {
+	word := opWords[a.Op]
+	if a.Write && a.Op == trace.Open {
+		word = "opened for writing"
+	}
+	text := word
+	if program != "" && a.Op != trace.Exec {
+		text += " by " + program
+	}
+	root, prefix, p := c.rootOf(a)
+	canonical, info, ok := c.addIn(root, prefix, p, Reason{ClassTraced, text}, !a.NoFollow)
+	if !ok {
+		return
+	}
+	switch {
+	case info.Mode().IsRegular(), info.IsDir() && a.Op == trace.Dir && c.deep(canonical):
+		c.used[canonical] = true
+	}
+}
+
+// deep reports whether a folder that was listed or entered can stand for a
+// whole: not the first level, where everybody's files are.
+func (c *closure) deep(p string) bool { return strings.Count(p, "/") > 1 }
+
+// rootOf returns the tree in which the access is resolved: the source's root,
+// or for a process that has called chroot the folder that it was in.
+func (c *closure) rootOf(a trace.Access) (root *rootfs.Root, prefix, p string) {
+	if a.Root == "/" || a.Root == "" || !inside(a.Path, a.Root) {
+		return c.root, "", a.Path
+	}
+	canonical, _, err := c.root.Resolve(a.Root)
+	if err != nil {
+		return c.root, "", a.Path
+	}
+	r, ok := c.chroots[canonical]
+	if !ok {
+		if r, err = rootfs.New(c.root.Host(canonical)); err != nil {
+			return c.root, "", a.Path
+		}
+		c.chroots[canonical] = r
+	}
+	return r, canonical, path.Join("/", strings.TrimPrefix(a.Path, a.Root))
+}
+
+// running adds what the running instance of the service has mapped and open. It
+// is looked at, and not touched.
+func (c *closure) running(s *service) {
+	seen := map[int]bool{}
+	for i, u := range s.units {
+		pids, err := proc.Running(c.root, proc.Query{Unit: s.infos[i].Name, PIDFile: u.PIDFile, Exe: u.Start[0].Argv[0]})
+		if err != nil {
+			continue
+		}
+		for _, pid := range pids {
+			if !seen[pid] {
+				seen[pid] = true
+				c.runningProcess(pid)
+			}
+		}
+	}
+}
+
+func (c *closure) runningProcess(pid int) {
+	f, err := proc.InspectIn(c.root, pid)
+	if err != nil {
+		return // it has ended meanwhile
+	}
+	add := func(p, what string, dir bool) {
+		if p == "" {
+			return
+		}
+		r := Reason{ClassTraced, fmt.Sprintf("%s by the running instance (process %d, %s)", what, pid, path.Base(f.Exe))}
+		if canonical, info, ok := c.add(p, r); ok && (info.Mode().IsRegular() || dir && c.deep(canonical)) {
+			c.used[canonical] = true
+		}
+	}
+	add(f.Exe, "executed", false)
+	for _, m := range f.Maps {
+		add(m, "mapped", false)
+	}
+	for _, fd := range f.Fds {
+		add(fd.Path, "held open", fd.Dir)
+	}
+	add(f.Cwd, "used as working directory", true)
+}
+
+// profile returns the files that were touched, in the order of their first
+// touch, each whole, with what the kernel opens by itself after a program.
+func profile(c *closure, t *tree, accesses []trace.Access) []manifest.Touch {
+	var out []manifest.Touch
+	at := map[string]int{}
+	touch := func(canonical string, write bool) {
+		if i, ok := at[canonical]; ok {
+			out[i].Write = out[i].Write || write
+			return
+		}
+		n, ok := t.find(canonical)
+		if !ok || n.entry.Type != manifest.File {
+			return
+		}
+		at[canonical] = len(out)
+		out = append(out, manifest.Touch{Path: canonical, Content: n.entry.Digest, Len: n.entry.Size, Write: write})
+	}
+	follow := func(p string) {
+		if canonical, _, err := c.root.Resolve(p); err == nil {
+			touch(canonical, false)
+		}
+	}
+	for _, a := range accesses {
+		if a.Op != trace.Exec && a.Op != trace.Open {
+			continue
+		}
+		root, prefix, p := c.rootOf(a)
+		canonical, _, err := root.Resolve(p)
+		if err != nil {
+			continue
+		}
+		canonical = path.Join(prefix, canonical)
+		_, known := at[canonical]
+		touch(canonical, a.Write)
+		if a.Op != trace.Exec || known {
+			continue
+		}
+		programs := []string{canonical}
+		if chain, err := elf.Interpreters(c.root, canonical); err == nil {
+			programs = append(programs, chain...)
+		}
+		for _, program := range programs {
+			follow(program)
+			if libs, _, err := c.linker.Needed(program, c.env); err == nil && len(libs) > 0 {
+				follow(libs[0].Path) // the ELF interpreter
+			}
+		}
+	}
+	return out
+}
+
+// touchedFolders returns those of the folders that were used: a service finds
+// them on the standby before it starts.
+func touchedFolders(all []folder, accesses []trace.Access, root *rootfs.Root) []folder {
+	used := map[string]bool{}
+	for _, a := range accesses {
+		p, _, _ := root.Resolve(a.Path)
+		used[p] = true
+		parents(p, func(dir string) bool { used[dir] = true; return true })
+	}
+	var out []folder
+	for _, f := range all {
+		if used[f.path] {
+			out = append(out, f)
+		}
+	}
+	return out
+}

@@ -1,0 +1,120 @@
+package capture
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"srvfs/manifest"
+)
+
+// Options say what is captured, and how. One of Units, Init and Exec must be
+// set.
+type Options struct {
+	Name     string   // of the service; see [manifest.ValidService]
+	Units    []string // systemd units, in the order in which they start: "nginx"
+	Init     string   // a SysV script: a path, or a name in /etc/init.d
+	Exec     []string // a command line
+	Packages []string // also take these packages, and what they need
+	Include  []string // also take these absolute paths; of a folder, all that is below
+	Exclude  []string // leave these out: patterns, see [Pattern]
+	Probes   []string // URLs that show that the service does its job; see package probe
+
+	Root     string // folder on this host that is the service's "/"; empty is "/"
+	StateDir string // empty is DefaultState
+
+	// StartTimeout is how long a start may take, and how long the probes may
+	// take to answer after it; 0 is what the unit says, at most 90 s. A capture
+	// starts the service twice or more.
+	StartTimeout time.Duration
+	// Scratch bounds, in bytes of memory, what a disposable instance may write,
+	// since all of it is thrown away; 0 is half of the host's memory, as tmpfs
+	// has it. A first write to a large file copies it whole.
+	Scratch int64
+
+	Log *slog.Logger // nil is none
+	// Progress, if not nil, is called at the end of each step: "find", "trace",
+	// "close", "build", "verify", "publish". The steps close to verify come
+	// again when a verification has found something missing.
+	Progress func(step string, took time.Duration, detail string)
+}
+
+// A Result is what a capture has published.
+type Result struct {
+	Published
+	Snapshot *manifest.Snapshot
+	// Classes counts the entries shown under each class.
+	Classes map[Class]Count
+	Steps   []Step
+	// Assumed: there was no probe, so nobody has asked the service whether it
+	// does its job.
+	Assumed bool
+	// Learned are the paths that only the verification found missing.
+	Learned []string
+	// Warnings are for people: what the unit asks for and can't be captured,
+	// libraries that are missing on the source too, and the like.
+	Warnings []string
+	// Log is the file with the output of the disposable instances.
+	Log string
+}
+
+// A Count is of entries, and of regular files and their bytes among them.
+type Count struct {
+	Entries, Files, Bytes uint64
+}
+
+// A Step is one step of a capture, and how long it took.
+type Step struct {
+	Name   string
+	Took   time.Duration
+	Detail string
+}
+
+// check fills in defaults and refuses what can't be captured. Errors wrap
+// [manifest.ErrInvalid], or [manifest.ErrDenied] without the rights.
+func (o *Options) check() error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("capture %.80q: %s: %w", o.Name, fmt.Sprintf(format, args...), manifest.ErrInvalid)
+	}
+	if !manifest.ValidService(o.Name) {
+		return bad("a service name is up to 64 letters, digits, '.', '_' and '-', and begins with a letter, digit or '_'")
+	}
+	ways := 0
+	for _, set := range []bool{len(o.Units) > 0, o.Init != "", len(o.Exec) > 0} {
+		if set {
+			ways++
+		}
+	}
+	if ways != 1 {
+		return bad("say how it starts: either units, or an init script, or a command")
+	}
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("capture %s: %w: it reads every file and starts the service in a sandbox; run it as root", o.Name, manifest.ErrDenied)
+	}
+	if o.Root == "" {
+		o.Root = "/"
+	}
+	abs, err := filepath.Abs(o.Root)
+	if err == nil {
+		abs, err = filepath.EvalSymlinks(abs)
+	}
+	if err != nil {
+		return fmt.Errorf("capture %s: root: %w: %w", o.Name, err, manifest.ErrNotFound)
+	}
+	o.Root = abs
+	if o.StateDir == "" {
+		o.StateDir = DefaultState
+	}
+	if o.StateDir, err = filepath.Abs(o.StateDir); err != nil {
+		return fmt.Errorf("capture %s: state folder: %w", o.Name, err)
+	}
+	if o.StartTimeout < 0 || o.Scratch < 0 {
+		return bad("a negative limit")
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package capture
+
+// A rule brings in what no trace and no package database tells.
+type rule struct {
+	// reason completes the sentence "it is in because of ..."; `srvd why`
+	// quotes it.
+	reason string
+	// when, if not empty, makes the rule count only if a path that is already in
+	// matches.
+	when []Pattern
+	// take are patterns of paths that go in, a folder with all that is below.
+	take []Pattern
+	// whole are patterns of folders: if the service used something in one, all
+	// of it goes in.
+	whole []Pattern
+}
+
+// rules is read once, in this order, so a rule can count on what those before
+// it have taken.
+var rules = []rule{
+	{
+		reason: "names of users, groups, hosts and services",
+		take: mustPatterns("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf",
+			"/etc/host.conf", "/etc/gai.conf", "/etc/services", "/etc/protocols", "/etc/networks", "/etc/subuid", "/etc/subgid"),
+	},
+	{
+		reason: "time zone",
+		take:   mustPatterns("/etc/localtime", "/etc/timezone", "/etc/adjtime"),
+	},
+	{
+		reason: "search path of the dynamic linker",
+		take:   mustPatterns("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/ld.so.preload", "/etc/ld-musl-*.path"),
+	},
+	{
+		reason: "locale that every program falls back to",
+		take:   mustPatterns("/usr/lib/locale/locale-archive", "/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8", "/etc/locale.conf", "/etc/default/locale", "/etc/locale.alias"),
+	},
+	{
+		reason: "conversion between character sets",
+		take:   mustPatterns("/usr/lib/gconv", "/usr/lib64/gconv", "/usr/lib/*/gconv"),
+	},
+	{
+		reason: "certificates and settings of TLS libraries",
+		take: mustPatterns("/etc/ssl/certs", "/etc/ssl/openssl.cnf", "/etc/ssl/cert.pem", "/usr/lib/ssl", "/etc/pki/tls/certs", "/etc/pki/tls/cert.pem", "/etc/pki/tls/openssl.cnf",
+			"/etc/pki/ca-trust/extracted", "/etc/crypto-policies/back-ends", "/etc/gnutls"),
+	},
+	{
+		reason: "commands that the administrator chose among alternatives",
+		take:   mustPatterns("/etc/alternatives"),
+	},
+	{
+		reason: "modules of a program that authenticates through PAM",
+		when:   mustPatterns("/usr/lib/**/libpam.so*", "/usr/lib64/**/libpam.so*", "/etc/pam.d/**", "/etc/pam.conf"),
+		take:   mustPatterns("/etc/pam.d", "/etc/pam.conf", "/etc/security", "/etc/login.defs", "/etc/environment", "/usr/lib/security", "/usr/lib64/security", "/usr/lib/*/security"),
+	},
+	{
+		reason: "modules of a program that authenticates through SASL",
+		when:   mustPatterns("/usr/lib/**/libsasl2.so*", "/usr/lib64/**/libsasl2.so*"),
+		take:   mustPatterns("/usr/lib/sasl2", "/usr/lib64/sasl2", "/usr/lib/*/sasl2", "/etc/sasl2"),
+	},
+	{
+		reason: "modules of OpenSSL",
+		when:   mustPatterns("/usr/lib/**/libcrypto.so*", "/usr/lib64/**/libcrypto.so*"),
+		take:   mustPatterns("/usr/lib/*/ossl-modules", "/usr/lib64/ossl-modules", "/usr/lib/*/engines-*", "/usr/lib64/engines-*"),
+	},
+	{
+		reason: "language run-time of which the service used a part",
+		whole: mustPatterns("/usr/lib/python3*", "/usr/lib64/python3*", "/usr/lib/python3/dist-packages", "/usr/local/lib/python3*",
+			"/usr/share/perl", "/usr/share/perl5", "/usr/lib/*/perl", "/usr/lib/*/perl5", "/usr/lib/*/perl-base", "/usr/local/share/perl", "/usr/local/lib/*/perl", "/usr/lib64/perl5", "/usr/share/perl5",
+			"/usr/lib/ruby", "/usr/share/ruby", "/usr/share/rubygems-integration", "/var/lib/gems", "/usr/lib/*/ruby",
+			"/usr/lib/php", "/usr/share/php", "/usr/lib64/php",
+			"/usr/lib/node_modules", "/usr/share/nodejs", "/usr/local/lib/node_modules", "/usr/lib/nodejs",
+			"/usr/lib/jvm/*", "/usr/share/java",
+			"/usr/share/lua", "/usr/lib/*/lua", "/usr/share/tcltk", "/usr/lib/go-*", "/usr/lib/ocaml"),
+	},
+	{
+		reason: "data folder of the service",
+		whole:  mustPatterns("/var/www/*", "/srv/*", "/var/lib/*", "/var/spool/*", "/var/mail", "/var/cache/bind", "/opt/*", "/home/*/*", "/data/*", "/usr/local/share/*", "/usr/local/etc/*", "/usr/local/lib/*"),
+	},
+	{
+		reason: "configuration folder of the service",
+		whole:  mustPatterns("/etc/*"),
+	},
+}
+
+// shared are folders that match a pattern of a whole folder, and are nobody's
+// own: of them, only what was used goes in.
+var shared = mustPatterns(
+	"/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/dnf", "/var/lib/yum", "/var/lib/systemd", "/var/lib/docker", "/var/lib/containerd", "/var/lib/containers",
+	"/var/lib/ucf", "/var/lib/misc", "/var/lib/pam", "/var/lib/polkit-1", "/var/lib/private", "/var/lib/snapd", "/var/lib/lxc", "/var/lib/libvirt", "/var/lib/machines", "/var/lib/update-*",
+	"/var/lib/srvd", "/var/lib/srvfs", "/var/spool/cron", "/var/spool/anacron", "/var/spool/rsyslog", "/var/spool/mail",
+	"/etc/alternatives", "/etc/apt", "/etc/bash_completion.d", "/etc/ca-certificates", "/etc/cron.*", "/etc/default", "/etc/dpkg", "/etc/init", "/etc/init.d", "/etc/kernel", "/etc/ld.so.conf.d",
+	"/etc/logcheck", "/etc/logrotate.d", "/etc/modprobe.d", "/etc/modules-load.d", "/etc/network", "/etc/opt", "/etc/pam.d", "/etc/pki", "/etc/profile.d", "/etc/rc?.d", "/etc/rc.d",
+	"/etc/rsyslog.d", "/etc/security", "/etc/selinux", "/etc/skel", "/etc/ssh", "/etc/ssl", "/etc/sudoers.d", "/etc/sysctl.d", "/etc/sysconfig", "/etc/systemd", "/etc/terminfo", "/etc/tmpfiles.d",
+	"/etc/udev", "/etc/ufw", "/etc/update-motd.d", "/etc/X11", "/etc/xdg",
+)
+
+// unwanted stays out although a package, a rule or a folder would bring it: it
+// goes in only when the service used it or the administrator names it.
+var unwanted = mustPatterns(
+	"/usr/share/doc", "/usr/share/doc-base", "/usr/share/man", "/usr/share/info", "/usr/share/lintian", "/usr/share/bug", "/usr/share/menu", "/usr/share/locale", "/usr/share/linda",
+	"/usr/share/pixmaps", "/usr/share/icons", "/usr/share/applications", "/usr/share/bash-completion", "/usr/share/zsh", "/usr/share/fish",
+	"/etc/alternatives/*.gz", "/usr/share/zoneinfo/posix", "/usr/share/zoneinfo/right", "/usr/include", "/boot", "/usr/lib/modules", "/usr/lib/firmware",
+	"/var/lib/apt", "/var/lib/dpkg", "/var/lib/rpm", "/var/lib/ucf", "/var/cache/apt", "/var/cache/debconf", "/var/cache/man", "/var/cache/ldconfig", "/var/cache/dnf", "/var/cache/yum",
+	"/var/lib/srvd", "/var/lib/srvfs", "/var/lib/systemd", "/lost+found", "*.dpkg-old", "*.dpkg-dist", "*.dpkg-new", "*.dpkg-tmp", "*.ucf-old", "*.ucf-dist", "*.rpmsave", "*.rpmnew",
+)
+
+// secret goes in only when the service used it or the administrator names it,
+// and is listed apart.
+var secret = mustPatterns("/etc/shadow*", "/etc/gshadow*", "/etc/security/opasswd", "/etc/ssh/ssh_host_*_key", "/etc/ssl/private/**", "/etc/pki/tls/private/**", "/root/.ssh/**", "/home/*/.ssh/**", "/etc/krb5.keytab")
+
+// key is content that is listed with the secrets wherever it is.
+var key = mustPatterns("*.key", "*.keytab", "*_rsa", "*_ed25519", "*_ecdsa", "/etc/letsencrypt/archive/*/privkey*.pem")
+
+// logs are folders of which only the folders go in. Their files change all the
+// time, and nobody on the standby wants to read the source's.
+var logs = mustPatterns("/var/log")
+
+// pseudo are folders that go in empty: the root has file systems of its own
+// there.
+var pseudo = []string{"/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp"}

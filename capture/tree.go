@@ -1,0 +1,212 @@
+package capture
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+)
+
+// An item is what is known of a path before it is read: why it is in.
+type item struct {
+	reasons []Reason
+	secret  bool
+}
+
+// A tree is a finished one: nodes sorted by path, encoded pages and chunk lists.
+type tree struct {
+	nodes  []*node
+	root   manifest.Entry
+	totals manifest.Totals
+	meta   metaSet
+	hashed int64 // bytes that were read
+}
+
+// build scans, hashes and encodes the paths in items, which are canonical and
+// have all their parents with them. Nothing of it depends on the order or the
+// time at which it is done: an unchanged source gives the same root digest.
+func build(ctx context.Context, root *os.File, items map[string]*item, cache *statcache.Cache, lists func(manifest.Digest) []byte) (*tree, error) {
+	nodes, err := scan(ctx, root, items)
+	if err != nil {
+		return nil, err
+	}
+	h := &hasher{root: root, cache: cache, lists: lists, meta: metaSet{}}
+	if err := h.all(ctx, nodes); err != nil {
+		return nil, err
+	}
+	nodes = slices.DeleteFunc(nodes, func(n *node) bool { return n == nil })
+	linkUp(nodes)
+	t := &tree{nodes: nodes, meta: h.meta, hashed: h.bytes}
+	return t, t.encode()
+}
+
+// linkUp numbers the files that have several names within the tree. The number
+// comes from a name, since inode numbers mean nothing on another host.
+func linkUp(nodes []*node) {
+	type key struct{ dev, ino uint64 }
+	names := map[key][]*node{}
+	for _, n := range nodes {
+		if n.nlink > 1 && n.entry.Type != manifest.Dir {
+			k := key{n.id.Dev, n.id.Ino}
+			names[k] = append(names[k], n)
+		}
+	}
+	for _, group := range names {
+		if len(group) < 2 {
+			continue
+		}
+		sum := manifest.Sum([]byte(group[0].path)) // the nodes are sorted by path
+		link := max(binary.BigEndian.Uint64(sum[:8]), 1)
+		for _, n := range group {
+			n.entry.Links, n.entry.Link = uint32(len(group)), link
+		}
+	}
+}
+
+// encode encodes the folders, each after those in it.
+func (t *tree) encode() error {
+	below := map[string][]manifest.Entry{}
+	order := slices.Clone(t.nodes)
+	slices.SortStableFunc(order, func(a, b *node) int { return cmp.Compare(depth(b.path), depth(a.path)) })
+	seenLink := map[uint64]bool{}
+	for _, n := range order {
+		switch n.entry.Type {
+		case manifest.Dir:
+			entries := below[n.path]
+			delete(below, n.path)
+			slices.SortFunc(entries, func(a, b manifest.Entry) int { return strings.Compare(a.Name, b.Name) })
+			n.entry.Links = 2
+			for i := range entries {
+				if entries[i].Type == manifest.Dir {
+					n.entry.Links++
+				}
+			}
+			d, err := manifest.EncodeDirectory(entries, t.meta.put)
+			if err != nil {
+				return fmt.Errorf("folder %s: %w", n.path, err)
+			}
+			n.entry.Digest = d
+			t.totals.Dirs++
+		case manifest.File:
+			if n.entry.Link == 0 || !seenLink[n.entry.Link] {
+				seenLink[n.entry.Link] = true
+				t.totals.Files++
+				t.totals.Bytes += uint64(n.entry.Size)
+			}
+		}
+		if n.path == "/" {
+			t.root = n.entry
+			continue
+		}
+		t.totals.Entries++
+		dir := path.Dir(n.path)
+		below[dir] = append(below[dir], n.entry)
+	}
+	if t.root.Type != manifest.Dir {
+		return fmt.Errorf("tree without a root: %w", manifest.ErrInvalid)
+	}
+	return nil
+}
+
+func depth(p string) int {
+	if p == "/" {
+		return 0
+	}
+	return strings.Count(p, "/")
+}
+
+// find returns the node at the canonical path p.
+func (t *tree) find(p string) (*node, bool) {
+	i, ok := slices.BinarySearchFunc(t.nodes, p, func(n *node, p string) int { return strings.Compare(n.path, p) })
+	if !ok {
+		return nil, false
+	}
+	return t.nodes[i], true
+}
+
+// index encodes why each path is in, and where the bytes of the files are.
+func (t *tree) index(root string) ([]byte, error) {
+	var w indexWriter
+	for _, n := range t.nodes {
+		if n.path == "/" {
+			continue
+		}
+		e := n.listed()
+		if err := w.add(&e); err != nil {
+			return nil, err
+		}
+	}
+	return w.finish(root), nil
+}
+
+func (n *node) listed() Entry {
+	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret}
+	if e.Type == manifest.File {
+		e.Size, e.Digest, e.Identity = n.entry.Size, n.entry.Digest, n.id
+	}
+	return e
+}
+
+// lead returns the digests of the pages that a standby reads on its way to the
+// paths, and of the chunk lists of those that are files: each once, those of
+// the root first.
+func (t *tree) lead(paths []string) ([]manifest.Digest, error) {
+	var out []manifest.Digest
+	seen := map[manifest.Digest]bool{}
+	add := func(d manifest.Digest) {
+		if !d.IsZero() && !seen[d] {
+			seen[d] = true
+			out = append(out, d)
+		}
+	}
+	dirs := map[string]bool{}
+	var pages func(d manifest.Digest, name string) error
+	pages = func(d manifest.Digest, name string) error {
+		add(d)
+		p, err := manifest.DecodePage(t.meta[d])
+		if err != nil || p.Children == nil {
+			return err
+		}
+		i, ok := slices.BinarySearchFunc(p.Children, name, func(r manifest.PageRef, name string) int { return strings.Compare(r.First, name) })
+		if !ok {
+			i = max(i-1, 0)
+		}
+		return pages(p.Children[i].Digest, name)
+	}
+	var visit func(p string) error
+	visit = func(p string) error { // the pages in which p's name stands
+		if p == "/" || dirs[p] {
+			return nil
+		}
+		dirs[p] = true
+		dir, name := path.Split(p)
+		dir = path.Clean(dir)
+		if err := visit(dir); err != nil {
+			return err
+		}
+		n, ok := t.find(dir)
+		if !ok || n.entry.Type != manifest.Dir {
+			return nil
+		}
+		return pages(n.entry.Digest, name)
+	}
+	add(t.root.Digest)
+	for _, p := range paths {
+		if err := visit(p); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range paths {
+		if n, ok := t.find(p); ok {
+			add(n.entry.Chunks)
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"srvfs/capture"
+	"srvfs/capture/unit"
+	"srvfs/cmd/internal/cli"
+)
+
+func (p *program) captureCmd() *cobra.Command {
+	var o capture.Options
+	var command string
+	var quiet bool
+	c := &cobra.Command{
+		Use:   "capture NAME (--unit UNIT | --init SCRIPT | --exec 'CMD ...') [flags]",
+		Short: "make a snapshot of a service, and prove that it works",
+		Long: `Capture finds out what a service needs, and makes a snapshot of it named NAME.
+
+It starts a second, disposable instance of the service in a sandbox of its own
+(the running one is not touched), traces what that instance and the probes make
+it execute and open, adds what its packages, libraries and programs need, and then
+starts the service once more from the finished snapshot in an empty root. Only a
+snapshot that answers its probes there is published.
+
+A probe is a URL. The same probes exercise the trace, verify the capture, tell a
+standby that the service has started, and later watch its health:
+  http://HOST[:PORT]/PATH    https://...    tcp://HOST:PORT
+  dns://SERVER[:PORT]/NAME?type=A           imap://[USER:PASSWORD@]HOST[:PORT]/
+  smtp://HOST[:PORT]/?to=ADDRESS            exec:COMMAND (exit status 0)
+Give one for each thing that the service must be able to do: what no probe
+exercises, no trace sees. Repeat the capture after a change: unchanged files
+are not read again.
+
+` + cli.Codes,
+		Example: `  srvd capture web --unit nginx --probe http://127.0.0.1/
+  srvd capture dns --unit named --probe 'dns://127.0.0.1/example.org?type=A'
+  srvd capture app --exec '/opt/app/bin/app --port 8080' --include /opt/app --probe http://127.0.0.1:8080/health
+  srvd capture old --init /etc/init.d/thttpd --root /mnt/dead-disk --probe http://127.0.0.1/`,
+		Args: cli.Args(1, 1, "a name for the service"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := cli.NeedRoot("capture"); err != nil {
+				return err
+			}
+			ways := 0
+			for _, set := range []bool{len(o.Units) > 0, o.Init != "", command != ""} {
+				if set {
+					ways++
+				}
+			}
+			if ways != 1 {
+				return cli.UsageError(c, "say how the service starts: one of --unit, --init and --exec")
+			}
+			if command != "" {
+				argv, err := unit.Split(command)
+				if err != nil {
+					return cli.UsageError(c, "--exec: %v", err)
+				}
+				o.Exec = argv
+			}
+			o.Name, o.StateDir, o.Log = args[0], p.state, p.log()
+			out := c.OutOrStdout()
+			start := time.Now()
+			if !quiet {
+				o.Progress = func(step string, took time.Duration, detail string) {
+					_, _ = fmt.Fprintf(out, "%-8s %8s  %s\n", step, cli.Took(took), detail)
+				}
+			}
+			r, err := capture.Capture(c.Context(), o)
+			if err != nil {
+				return err
+			}
+			for _, w := range r.Warnings {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvd: warning: %s\n", w)
+			}
+			if r.Assumed {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvd: warning: without --probe nobody has asked the service whether it works")
+			}
+			if !quiet {
+				t := r.Snapshot.Totals
+				_, _ = fmt.Fprintf(out, "captured %s, snapshot %d: %s (%s, %s), in %s\n", o.Name, r.Sequence,
+					cli.Count(t.Entries, "entry"), cli.Count(t.Files, "file"), cli.Bytes(t.Bytes), cli.Took(time.Since(start)))
+			}
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.SortFlags = false
+	f.StringArrayVar(&o.Units, "unit", nil, "systemd unit of the service; repeat it if several belong together")
+	f.StringVar(&o.Init, "init", "", "SysV script that starts it: a path, or a name in /etc/init.d")
+	f.StringVar(&command, "exec", "", "command line that starts it; quotes and backslashes as in a shell, no variables")
+	f.StringArrayVar(&o.Probes, "probe", nil, "URL that shows that the service works; repeatable")
+	f.StringArrayVar(&o.Packages, "package", nil, "package that belongs to it beside the owners of its program and unit; repeatable")
+	f.StringArrayVar(&o.Include, "include", nil, "file or folder that belongs to it; repeatable")
+	f.StringArrayVar(&o.Exclude, "exclude", nil, "pattern of paths that stay out, such as '/var/cache/**'; repeatable")
+	f.StringVar(&o.Root, "root", "/", "root folder that holds the service: a container's, or a dead machine's disk")
+	f.DurationVar(&o.StartTimeout, "timeout", 0, "how long a start may take (default: what the unit says, at most 90s)")
+	f.BoolVarP(&quiet, "quiet", "q", false, "print warnings and errors only")
+	return c
+}

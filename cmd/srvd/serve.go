@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"srvfs/capture"
+	"srvfs/cmd/internal/cli"
+	"srvfs/manifest"
+	"srvfs/rpc"
+)
+
+func (p *program) serveCmd() *cobra.Command {
+	var listen string
+	c := &cobra.Command{
+		Use:   "serve",
+		Short: "serve the snapshots to paired standbys",
+		Long: `Serve answers paired standbys until it is told to end (SIGTERM, SIGINT).
+
+Content is read from this host's live files when a standby asks for it; a file
+that has changed since it was captured is refused, and named in the log. Captures
+and pairings made meanwhile by other srvd commands are seen at once.
+
+` + cli.Codes,
+		Example: "  srvd serve\n  srvd serve --listen 192.0.2.10:7077",
+		Args:    cli.Args(0, 0, ""),
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := cli.NeedRoot("serve"); err != nil {
+				return err
+			}
+			id, peers, err := p.open()
+			if err != nil {
+				return err
+			}
+			lib, err := capture.OpenLibrary(p.state)
+			if err != nil {
+				return err
+			}
+			live := lib.Live()
+			defer func() { _ = live.Close() }()
+			var lc net.ListenConfig
+			l, err := lc.Listen(c.Context(), "tcp", listen)
+			if err != nil {
+				return fmt.Errorf("listen on %s: %w; choose another with --listen ADDR:PORT", listen, err)
+			}
+			log := p.log()
+			log.Info("serving", "address", l.Addr().String(), "fingerprint", id.Fingerprint().String())
+			return rpc.NewServer(id, peers, provider{lib, live}, rpc.ServerOptions{Log: log}).Serve(c.Context(), l)
+		},
+	}
+	c.Flags().StringVar(&listen, "listen", ":"+strconv.Itoa(rpc.DefaultPort), "address and port to listen on")
+	return c
+}
+
+// provider offers a capture library to the rpc server.
+type provider struct {
+	lib  *capture.Library
+	live *capture.Live
+}
+
+func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) {
+	list, err := p.lib.List()
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]rpc.ServiceInfo, 0, len(list))
+	for _, pub := range list {
+		s, err := p.lib.Snapshot(pub.Service)
+		if err != nil {
+			return nil, err
+		}
+		infos = append(infos, rpc.ServiceInfo{Name: s.Service, Sequence: s.Sequence, Created: time.Unix(0, s.Created), Digest: pub.Digest, Totals: s.Totals})
+	}
+	return infos, nil
+}
+
+func (p provider) Snapshot(_ context.Context, service string, sequence uint64) ([]byte, error) {
+	b, err := p.lib.Encoded(service)
+	if err != nil || sequence == 0 {
+		return b, err
+	}
+	s, err := manifest.DecodeSnapshot(b)
+	if err != nil {
+		return nil, err
+	}
+	if s.Sequence != sequence {
+		return nil, fmt.Errorf("snapshot %d of %s; the newest is %d: %w", sequence, service, s.Sequence, manifest.ErrNotFound)
+	}
+	return b, nil
+}
+
+func (p provider) Origin(allowed func(service string) bool) manifest.Batcher {
+	return p.live.Restrict(allowed)
+}

@@ -1,0 +1,346 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/control"
+	view_fs "srvfs/fs"
+	"srvfs/manifest"
+	"srvfs/service"
+)
+
+// A running is one service that was started here and not yet stopped; it may
+// have ended by itself.
+type running struct {
+	*service.Instance
+	view *view
+}
+
+// A serviceRecord is what is kept of a service between its runs. The snapshot
+// stays the one that its upper was written over until the user says --update.
+type serviceRecord struct {
+	Name     string `json:"name"`
+	Source   string `json:"source"`
+	Service  string `json:"service"`
+	Sequence uint64 `json:"sequence"`
+}
+
+// The folder of a service: its record, the mountpoint of its view, and what
+// package service keeps.
+func servicesDir(state string) string           { return filepath.Join(state, "services") }
+func (d *daemon) dir(name string) string        { return filepath.Join(servicesDir(d.State), name) }
+func (d *daemon) recordFile(name string) string { return filepath.Join(d.dir(name), "service.json") }
+func (d *daemon) viewDir(name string) string    { return filepath.Join(d.dir(name), "view") }
+func (d *daemon) rootDir(name string) string    { return filepath.Join(d.dir(name), "root") }
+
+func (d *daemon) load(name string) (*serviceRecord, error) {
+	if !manifest.ValidService(name) {
+		return nil, fmt.Errorf("service name %.80q: %w", name, manifest.ErrInvalid)
+	}
+	b, err := os.ReadFile(d.recordFile(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("no service %q has been run here; see `srvfs status`: %w", name, manifest.ErrNotFound)
+	} else if err != nil {
+		return nil, err
+	}
+	r := &serviceRecord{}
+	if err := json.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("record of service %s: %v: %w", name, err, manifest.ErrInvalid)
+	}
+	return r, nil
+}
+
+func (d *daemon) save(r *serviceRecord) error {
+	if err := os.MkdirAll(d.viewDir(r.Name), 0o700); err != nil {
+		return err
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return renameio.WriteFile(d.recordFile(r.Name), b, 0o600)
+}
+
+// stored returns the snapshot that a service here stands on.
+func (d *daemon) stored(r *serviceRecord) (*manifest.Snapshot, error) {
+	s, err := d.store.LoadSnapshotAt(r.Source, r.Service, r.Sequence)
+	if err != nil {
+		return nil, fmt.Errorf("stored snapshot of service %s: %w", r.Name, err)
+	}
+	return s, nil
+}
+
+// choose returns the snapshot to run: the one that the service had here, or
+// the latest if it is new here or is to be updated.
+func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecord) (*opened, error) {
+	if known == nil || c.Update {
+		return d.latest(ctx, c.Source, c.Service)
+	}
+	s, err := d.stored(known)
+	if err != nil {
+		return nil, err
+	}
+	// The source is not asked whether it has a newer one: it may be dead, and a
+	// start at three in the morning does not wait for that.
+	reader, err := d.reader(ctx, known.Source)
+	if err != nil {
+		d.Log.Warn("content that is missing can't be fetched", "service", known.Name, "error", err)
+		reader = d.store.Reader()
+	}
+	return &opened{snapshot: s, reader: reader}, nil
+}
+
+// Ran is the result of a run.
+type Ran struct {
+	Name    string        `json:"name"`
+	LogFile string        `json:"log_file"`
+	Ready   time.Duration `json:"ready"`   // from the command to the probes' answer, in nanoseconds
+	Fetched int64         `json:"fetched"` // bytes of content that came over the wire meanwhile
+	Layered bool          `json:"layered"`
+	Note    string        `json:"note,omitempty"`
+}
+
+func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	if c.Name == "" {
+		c.Name = c.Service
+	}
+	if !manifest.ValidService(c.Name) {
+		return nil, fmt.Errorf("service name %.80q: %w", c.Name, manifest.ErrInvalid)
+	}
+	unlock, err := d.lock(ctx, "service "+c.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	d.mu.Lock()
+	r := d.services[c.Name]
+	d.mu.Unlock()
+	if r != nil {
+		return nil, fmt.Errorf("service %s is running already; see `srvfs status %s`: %w", c.Name, c.Name, manifest.ErrInvalid)
+	}
+	known, err := d.load(c.Name)
+	switch {
+	case errors.Is(err, manifest.ErrNotFound) && c.Source != "":
+		known = nil
+	case err != nil:
+		return nil, err
+	case c.Source == "":
+		c.Source, c.Service = known.Source, known.Service
+	case known.Source != c.Source || known.Service != c.Service:
+		return nil, fmt.Errorf("service %s here is %s/%s; choose another name with --name, or `srvfs remove %s`: %w", c.Name, known.Source, known.Service, c.Name, manifest.ErrInvalid)
+	}
+	return d.run(ctx, c, known, out)
+}
+
+// run starts the service. The caller holds its lock.
+func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, out control.Stream) (_ any, err error) {
+	begin := time.Now()
+	fetched := d.store.Stats().FetchedBytes
+	o, err := d.choose(ctx, c, known)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.prepare(ctx); err != nil {
+		return nil, err
+	}
+	out.Step("snapshot", time.Since(begin), o.describe())
+
+	start := time.Now()
+	if err := d.save(&serviceRecord{c.Name, c.Source, c.Service, o.snapshot.Sequence}); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil && known == nil { // it never ran here: nothing is left of the attempt
+			err = errors.Join(err, d.discard(context.WithoutCancel(ctx), c.Name))
+		}
+	}()
+	layout := view_fs.Plain
+	layered, why := service.CanLayer()
+	if layered {
+		layout = view_fs.Layers
+	} else {
+		d.Log.Warn("content is served through the view", "reason", why)
+	}
+	v, err := d.show(ctx, o, c.Source, d.viewDir(c.Name), layout, c.Name)
+	if err != nil {
+		return nil, err
+	}
+	out.Step("view", time.Since(start), "")
+	inst, err := d.start(ctx, c, o, v, layered, out)
+	if err != nil {
+		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
+	}
+	r := &running{inst, v}
+	d.mu.Lock()
+	d.services[c.Name] = r
+	d.mu.Unlock()
+	d.work.Go(func() {
+		<-inst.Done()
+		if err := inst.Err(); err != nil {
+			d.Log.Error("the service has ended by itself", "name", c.Name, "error", err)
+		}
+	})
+	return Ran{Name: c.Name, LogFile: inst.State().LogFile, Ready: time.Since(begin), Fetched: int64(d.store.Stats().FetchedBytes - fetched), Layered: layered, Note: why}, nil
+}
+
+func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {
+	layers := service.Layers{Tree: v.mountpoint}
+	if layered {
+		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir()}
+	}
+	var mu sync.Mutex
+	inst, err := service.Start(ctx, service.Options{
+		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, ReadyTimeout: c.Timeout, Log: d.Log,
+		Progress: func(step string, took time.Duration) {
+			mu.Lock()
+			defer mu.Unlock()
+			out.Step(step, took, "")
+		},
+	})
+	var failed *service.StartError
+	if errors.As(err, &failed) {
+		return nil, fmt.Errorf("%w%w", err, unhealthy{})
+	}
+	return inst, err
+}
+
+// unhealthy gives a start's error its kind, without text of its own.
+type unhealthy struct{}
+
+func (unhealthy) Error() string { return "" }
+func (unhealthy) Unwrap() error { return cli.ErrUnhealthy }
+
+func (d *daemon) stopOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	return nil, d.stop(ctx, c.Name, out)
+}
+
+func (d *daemon) stop(ctx context.Context, name string, out control.Stream) error {
+	unlock, err := d.lock(ctx, "service "+name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d.mu.Lock()
+	r := d.services[name]
+	d.mu.Unlock()
+	if r == nil {
+		if _, err := d.load(name); err != nil {
+			return err
+		}
+		return fmt.Errorf("service %s is not running: %w", name, manifest.ErrInvalid)
+	}
+	return d.end(ctx, name, r, out)
+}
+
+// end stops a service and unmounts its view. The caller holds its lock.
+func (d *daemon) end(ctx context.Context, name string, r *running, out control.Stream) error {
+	start := time.Now()
+	stopErr := r.Stop(ctx)
+	out.Step("stop", time.Since(start), "")
+	hideErr := d.hide(ctx, r.view)
+	d.mu.Lock()
+	if hideErr == nil {
+		delete(d.services, name)
+	}
+	d.mu.Unlock()
+	return errors.Join(stopErr, hideErr)
+}
+
+func (d *daemon) removeOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	unlock, err := d.lock(ctx, "service "+c.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	known, err := d.load(c.Name)
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	r := d.services[c.Name]
+	d.mu.Unlock()
+	if r != nil {
+		if err := d.end(ctx, c.Name, r, out); err != nil {
+			return nil, err
+		}
+	}
+	start := time.Now()
+	if err := d.discard(ctx, c.Name); err != nil {
+		return nil, err
+	}
+	freed, err := d.collect(ctx, known)
+	if err != nil {
+		return nil, err
+	}
+	out.Step("remove", time.Since(start), cli.Bytes(freed)+" of stored content freed")
+	return nil, nil
+}
+
+// discard removes a service's folder.
+func (d *daemon) discard(ctx context.Context, name string) error {
+	if err := service.Remove(ctx, d.rootDir(name)); err != nil {
+		return err
+	}
+	if mounted, err := isView(d.viewDir(name)); err != nil || mounted {
+		return errors.Join(err, fmt.Errorf("the view at %s is still mounted", d.viewDir(name)))
+	}
+	return os.RemoveAll(d.dir(name))
+}
+
+// collect removes stored content that no kept snapshot needs: the service's
+// stored snapshot goes first, unless another service or view here shows it.
+func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error) {
+	kept, err := d.records()
+	if err != nil {
+		return 0, err
+	}
+	used := false
+	var keep []*manifest.Snapshot
+	for _, r := range kept {
+		used = used || r.Source == gone.Source && r.Service == gone.Service
+	}
+	d.mu.Lock()
+	for _, v := range d.views {
+		used = used || v.source == gone.Source && v.name == gone.Service
+		keep = append(keep, v.snapshot)
+	}
+	d.mu.Unlock()
+	if !used {
+		if err := d.store.RemoveSnapshots(gone.Source, gone.Service); err != nil {
+			return 0, err
+		}
+	}
+	return d.store.Collect(ctx, keep...)
+}
+
+// records returns the services that are known here.
+func (d *daemon) records() ([]*serviceRecord, error) {
+	list, err := os.ReadDir(servicesDir(d.State))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	var all []*serviceRecord
+	for _, e := range list {
+		r, err := d.load(e.Name())
+		if errors.Is(err, manifest.ErrNotFound) {
+			continue // the folder of a first run that is under way, or was cut off
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, r)
+	}
+	return all, nil
+}

@@ -1,0 +1,159 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"srvfs/cmd/srvfs/internal/control"
+	"srvfs/manifest"
+	"srvfs/service"
+	"srvfs/store"
+)
+
+// A Status is one line of `srvfs status`: a service, or a plain view.
+type Status struct {
+	Name       string         `json:"name,omitempty"` // of a service; empty for a plain view
+	Source     string         `json:"source"`
+	Service    string         `json:"service"` // its name on the source
+	Sequence   uint64         `json:"sequence"`
+	State      string         `json:"state"` // "running", "failed", "stopped", "mounted"
+	Reason     string         `json:"reason,omitempty"`
+	Since      time.Time      `json:"since,omitzero"`
+	Mountpoint string         `json:"mountpoint,omitempty"`
+	LogFile    string         `json:"log_file,omitempty"`
+	Reads      string         `json:"reads,omitempty"` // who serves content: "kernel" or "view"
+	Content    store.Tally    `json:"content"`
+	Units      []UnitStatus   `json:"units,omitempty"`
+	Instance   *service.State `json:"instance,omitempty"`
+	Upcalls    uint64         `json:"upcalls"` // requests of the kernel that the view has answered
+}
+
+// A UnitStatus tells of one unit's main process.
+type UnitStatus struct {
+	Name string `json:"name"`
+	PID  int    `json:"pid"`
+}
+
+// upcalls returns how many requests of the kernel the view has answered.
+func (v *view) upcalls() (n uint64) {
+	for _, k := range v.Stats().Upcalls {
+		n += k
+	}
+	return n
+}
+
+func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
+	all := []Status{}
+	seen := map[string]bool{}
+	d.mu.Lock()
+	views := make([]*view, 0, len(d.views))
+	for _, v := range d.views {
+		views = append(views, v)
+	}
+	instances := map[string]*running{}
+	for name, r := range d.services {
+		instances[name] = r
+	}
+	d.mu.Unlock()
+	for _, v := range views {
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.upcalls()}
+		if v.service != "" {
+			r := instances[v.service]
+			if r == nil {
+				continue // it is starting, or stopping
+			}
+			seen[v.service] = true
+			st := r.State()
+			s.Name, s.State, s.LogFile, s.Mountpoint, s.Instance, s.Reason = v.service, "running", st.LogFile, "", &st, st.Reason
+			if !st.Running {
+				s.State = "failed"
+			}
+			if st.Layered {
+				s.Reads = "kernel"
+			}
+			for _, u := range st.Units {
+				s.Units = append(s.Units, UnitStatus{u.Name, u.PID})
+			}
+		}
+		var err error
+		if s.Content, err = v.reader.Tally(ctx, v.snapshot); err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	records, err := d.records()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range records {
+		if seen[r.Name] {
+			continue
+		}
+		s := Status{Name: r.Name, Source: r.Source, Service: r.Service, Sequence: r.Sequence, State: "stopped"}
+		snap, err := d.stored(r)
+		if err != nil {
+			return nil, err
+		}
+		if s.Content, err = d.store.Reader().Tally(ctx, snap); err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	slices.SortFunc(all, func(a, b Status) int {
+		return strings.Compare(a.Name+"\x00"+a.Mountpoint, b.Name+"\x00"+b.Mountpoint)
+	})
+	if c.Name == "" {
+		return all, nil
+	}
+	var chosen []Status
+	for _, s := range all {
+		if s.Name == c.Name || s.Mountpoint == c.Name || s.Name == "" && s.Service == c.Name {
+			chosen = append(chosen, s)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("no service or view %q here: %w", c.Name, manifest.ErrNotFound)
+	}
+	return chosen, nil
+}
+
+// Prefetched is the result of a prefetch.
+type Prefetched struct {
+	Source  string        `json:"source"`
+	Service string        `json:"service"`
+	Took    time.Duration `json:"took"` // nanoseconds
+	Fetched int64         `json:"fetched"`
+	Content store.Tally   `json:"content"`
+}
+
+func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	start := time.Now()
+	fetched := d.store.Stats().FetchedBytes
+	var o *opened
+	var err error
+	if c.Source == "" {
+		known, loadErr := d.load(c.Name)
+		if loadErr != nil {
+			return nil, loadErr
+		}
+		c.Source, c.Service = known.Source, known.Service
+		o, err = d.choose(ctx, c, known)
+	} else {
+		o, err = d.latest(ctx, c.Source, c.Service)
+	}
+	if err != nil {
+		return nil, err
+	}
+	out.Step("snapshot", time.Since(start), o.describe())
+	err = o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) {
+		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prefetch %s/%s: %w", c.Source, c.Service, err)
+	}
+	t, err := o.reader.Tally(ctx, o.snapshot)
+	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t}, err
+}

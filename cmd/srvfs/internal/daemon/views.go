@@ -1,0 +1,274 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/cmd/srvfs/internal/control"
+	view_fs "srvfs/fs"
+	"srvfs/manifest"
+)
+
+// A view is one mounted view.
+type view struct {
+	*view_fs.View
+	opened
+	source, name string // where it comes from
+	mountpoint   string
+	service      string // the service here that it belongs to; empty for a plain one
+	since        time.Time
+	cancel       context.CancelFunc // of its background work
+}
+
+// A mountRecord is the ledger's line for one view.
+type mountRecord struct {
+	Mountpoint string `json:"mountpoint"`
+	Source     string `json:"source"`
+	Service    string `json:"service"`
+}
+
+func mountsDir(state string) string { return filepath.Join(state, "mounts") }
+
+func recordPath(state, mountpoint string) string {
+	return filepath.Join(mountsDir(state), manifest.Sum([]byte(mountpoint)).Hex()[:16]+".json")
+}
+
+// record writes the ledger's line before the mount.
+func record(state string, r mountRecord) error {
+	if err := os.MkdirAll(mountsDir(state), 0o700); err != nil {
+		return err
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(recordPath(state, r.Mountpoint), b, 0o600)
+}
+
+// Clean detaches the views that a killed daemon left mounted. The caller holds
+// the state folder's lock.
+func Clean(ctx context.Context, state string, log *slog.Logger) error {
+	list, err := os.ReadDir(mountsDir(state))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range list {
+		path := filepath.Join(mountsDir(state), e.Name())
+		var r mountRecord
+		b, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(b, &r)
+		}
+		if err != nil { // torn by a crash before the mount was made
+			errs = append(errs, os.Remove(path))
+			continue
+		}
+		mounted, err := isView(r.Mountpoint)
+		if err == nil && mounted {
+			log.Info("detaching a view that a killed daemon left", "mountpoint", r.Mountpoint)
+			err = view_fs.Detach(r.Mountpoint)
+		}
+		if err == nil {
+			err = os.Remove(path)
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isView reports whether a view of ours is the topmost mount at the path. It
+// reads the mount table only: looking at a dead view could hang.
+func isView(mountpoint string) (bool, error) {
+	kind, err := mountedType(mountpoint)
+	return kind == "fuse.srvfs", err
+}
+
+// mountedType returns the file system type of the topmost mount at the path, or
+// "" if none is mounted there.
+func mountedType(mountpoint string) (string, error) {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
+	kind := ""
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 10 || f[4] != escape.Replace(mountpoint) {
+			continue
+		}
+		for i := 6; i+1 < len(f); i++ {
+			if f[i] == "-" {
+				kind = f[i+1]
+			}
+		}
+	}
+	return kind, nil
+}
+
+// checkMountpoint refuses a folder that a view must not be mounted on.
+func (d *daemon) checkMountpoint(path string) error {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("mountpoint %s: %s: %w", path, fmt.Sprintf(format, args...), manifest.ErrInvalid)
+	}
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return bad("not a clean absolute path")
+	}
+	if path == d.State || strings.HasPrefix(path, d.State+"/") || strings.HasPrefix(d.State+"/", path+"/") {
+		return bad("it lies in, or holds, the state folder %s; choose a folder outside of it", d.State)
+	}
+	if kind, err := mountedType(path); err != nil {
+		return err
+	} else if kind == "fuse.srvfs" {
+		return bad("a view is already mounted there; see `srvfs status`, or `srvfs umount %s`", path)
+	} else if kind != "" {
+		return bad("a %s file system is mounted there", kind)
+	}
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("mountpoint %s does not exist; make it first: mkdir -p %s: %w", path, path, manifest.ErrNotFound)
+	case err != nil:
+		return fmt.Errorf("mountpoint: %w", err)
+	case !info.IsDir():
+		return bad("not a folder")
+	}
+	list, err := os.ReadDir(path)
+	if err != nil {
+		return fmt.Errorf("mountpoint: %w", err)
+	}
+	if len(list) > 0 {
+		return bad("the folder is not empty (it holds %s); choose an empty one", list[0].Name())
+	}
+	return nil
+}
+
+// show mounts a view of an opened snapshot. The caller holds the mountpoint's
+// lock.
+func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string, layout view_fs.Layout, service string) (*view, error) {
+	if err := record(d.State, mountRecord{mountpoint, source, o.snapshot.Service}); err != nil {
+		return nil, err
+	}
+	m, err := view_fs.Mount(ctx, mountpoint, view_fs.Options{
+		Snapshot: o.snapshot, Content: content{o.reader}, Layout: layout, Deadline: d.Deadline,
+		Log: d.Log, Name: source + "/" + o.snapshot.Service,
+	})
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(recordPath(d.State, mountpoint)))
+	}
+	background, cancel := context.WithCancel(d.ctx)
+	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now(), cancel: cancel}
+	d.mu.Lock()
+	d.views[mountpoint] = v
+	d.mu.Unlock()
+	d.work.Go(func() { // somebody else may unmount it
+		<-m.Done()
+		d.forget(v)
+	})
+	d.work.Go(func() {
+		if err := o.reader.Match(background, o.snapshot); err != nil && background.Err() == nil {
+			d.Log.Warn("looking for identical local files", "service", v.name, "error", err)
+		}
+	})
+	return v, nil
+}
+
+// forget ends what belongs to a view that is no longer mounted.
+func (d *daemon) forget(v *view) {
+	v.cancel()
+	d.mu.Lock()
+	if d.views[v.mountpoint] == v {
+		delete(d.views, v.mountpoint)
+		if err := os.Remove(recordPath(d.State, v.mountpoint)); err != nil {
+			d.Log.Warn("ledger", "error", err)
+		}
+	}
+	d.mu.Unlock()
+	d.wake()
+}
+
+func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	if err := d.checkMountpoint(c.Mountpoint); err != nil {
+		return nil, err
+	}
+	unlock, err := d.lock(ctx, "mount "+c.Mountpoint)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := d.checkMountpoint(c.Mountpoint); err != nil { // now that nobody else mounts there
+		return nil, err
+	}
+	start := time.Now()
+	o, err := d.latest(ctx, c.Source, c.Service)
+	if err != nil {
+		return nil, err
+	}
+	if err := o.prepare(ctx); err != nil {
+		return nil, err
+	}
+	out.Step("snapshot", time.Since(start), o.describe())
+	start = time.Now()
+	if _, err := d.show(ctx, o, c.Source, c.Mountpoint, view_fs.Plain, ""); err != nil {
+		return nil, err
+	}
+	out.Step("view", time.Since(start), c.Mountpoint)
+	return nil, nil
+}
+
+func (d *daemon) unmountOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
+	return nil, d.unmount(ctx, c.Mountpoint)
+}
+
+func (d *daemon) unmount(ctx context.Context, mountpoint string) error {
+	unlock, err := d.lock(ctx, "mount "+mountpoint)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	d.mu.Lock()
+	v := d.views[mountpoint]
+	d.mu.Unlock()
+	if v == nil {
+		return fmt.Errorf("no view is mounted at %s; see `srvfs status`: %w", mountpoint, manifest.ErrNotFound)
+	}
+	if v.service != "" {
+		return fmt.Errorf("the view at %s belongs to the service %s; use `srvfs stop %s`: %w", mountpoint, v.service, v.service, manifest.ErrInvalid)
+	}
+	return d.hide(ctx, v)
+}
+
+// hide unmounts a view.
+func (d *daemon) hide(ctx context.Context, v *view) error {
+	v.cancel()
+	if err := v.Unmount(ctx); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("%s is in use; end what uses it (`fuser -vm %s` tells)%w", v.mountpoint, v.mountpoint, silentBusy{err})
+		}
+		return err
+	}
+	d.forget(v)
+	return nil
+}
+
+// silentBusy keeps a cause without repeating its text.
+type silentBusy struct{ error }
+
+func (silentBusy) Error() string   { return "" }
+func (s silentBusy) Unwrap() error { return s.error }

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/control"
+)
+
+// helperName is what mount(8) calls a helper for the type fuse.srvfs.
+const helperName = "mount.fuse.srvfs"
+
+func (p *program) mountCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "mount HOST[:PORT]/SERVICE MOUNTPOINT",
+		Short: "mount a service's snapshot as a read-only view",
+		Long: `Mount shows the newest snapshot of a service at an empty folder, and returns when
+the view answers. Names and attributes are there at once; the content of a file
+is read from this host's own identical file or from the store, and fetched from
+the source when neither has it. If the source can't be asked, the snapshot that
+is stored here is shown.
+
+mount(8) and /etc/fstab work too: mount -t fuse.srvfs HOST/SERVICE MOUNTPOINT
+
+` + cli.Codes,
+		Example: "  srvfs mount alpha/web /srv/web\n  mount -t fuse.srvfs alpha/web /srv/web",
+		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
+		RunE: func(c *cobra.Command, args []string) error {
+			return p.mount(c, args[0], args[1])
+		},
+	}
+}
+
+func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
+	if err := needRoot(c); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return fmt.Errorf("%w: this kernel has no FUSE, or the module is not loaded: modprobe fuse", err)
+	}
+	source, service, err := splitSpec(c, spec)
+	if err != nil {
+		return err
+	}
+	abs, err := mountpointPath(mountpoint)
+	if err != nil {
+		return err
+	}
+	return p.do(c.Context(), "mount", control.Call{Source: source, Service: service, Mountpoint: abs}, nil, nil)
+}
+
+// mountpointPath makes a mountpoint's path as the kernel's mount table has it:
+// absolute, its parents without symlinks. The last part is not looked at: a dead
+// view there must not make this process wait.
+func mountpointPath(path string) (string, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil || abs == "/" {
+		return abs, err
+	}
+	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
+	if err != nil {
+		return abs, nil // the daemon says what is wrong with it
+	}
+	return filepath.Join(parent, filepath.Base(abs)), nil
+}
+
+func (p *program) umountCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:     "umount MOUNTPOINT",
+		Aliases: []string{"unmount"},
+		Short:   "unmount a view",
+		Long:    "Umount ends a view. What was fetched stays in the store.\n\n" + cli.Codes,
+		Example: "  srvfs umount /srv/web",
+		Args:    cli.Args(1, 1, "a mountpoint"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := needRoot(c); err != nil {
+				return err
+			}
+			abs, err := mountpointPath(args[0])
+			if err != nil {
+				return err
+			}
+			return p.do(c.Context(), "umount", control.Call{Mountpoint: abs}, nil, nil)
+		},
+	}
+}
+
+// newHelper is the command that mount(8) calls:
+//
+//	mount.fuse.srvfs HOST/SERVICE DIR [-sfnv] [-o OPTIONS] [-t TYPE]
+//
+// Of the options it knows state=DIR, host_root=DIR and deadline=TIME; those that
+// are for mount(8) and systemd, and those that the view has anyway, are passed
+// over; others are refused.
+func newHelper() *cobra.Command {
+	p := &program{state: defaultState, hostRoot: "/", deadline: 10 * time.Second}
+	var options []string
+	var sloppy, fake, ignored bool
+	var kind string
+	c := &cobra.Command{
+		Use:   helperName + " HOST[:PORT]/SERVICE MOUNTPOINT [-o OPTIONS]",
+		Short: "mount a view, as a helper of mount(8)",
+		Args:  cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
+		RunE: func(c *cobra.Command, args []string) error {
+			for _, o := range options {
+				if err := p.mountOption(c, o, sloppy); err != nil {
+					return err
+				}
+			}
+			if err := p.check(c); err != nil || fake {
+				return err
+			}
+			return p.mount(c, args[0], args[1])
+		},
+	}
+	f := c.Flags()
+	f.StringSliceVarP(&options, "options", "o", nil, "mount options")
+	f.BoolVarP(&sloppy, "sloppy", "s", false, "ignore unknown options")
+	f.BoolVarP(&fake, "fake", "f", false, "do all but mount")
+	f.BoolVarP(&ignored, "no-mtab", "n", false, "ignored")
+	f.BoolVarP(&ignored, "verbose", "v", false, "ignored")
+	f.StringVarP(&kind, "type", "t", "", "ignored")
+	return c
+}
+
+func (p *program) mountOption(c *cobra.Command, option string, sloppy bool) error {
+	key, value, _ := strings.Cut(option, "=")
+	switch key {
+	case "state":
+		p.state = value
+	case "host_root":
+		p.hostRoot = value
+	case "deadline":
+		d, err := time.ParseDuration(value)
+		if err != nil {
+			return cli.UsageError(c, "mount option %q: %v", option, err)
+		}
+		p.deadline = d
+	case "", "ro", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "exec", "suid", "dev", "async", "relatime", "noatime", "allow_other", "default_permissions":
+	case "rw":
+		return cli.UsageError(c, "a view is read-only; `srvfs run` starts a service on a writable root")
+	default:
+		if !sloppy && !strings.HasPrefix(key, "x-") && !strings.HasPrefix(key, "comment") {
+			return cli.UsageError(c, "unknown mount option %q", option)
+		}
+	}
+	return nil
+}

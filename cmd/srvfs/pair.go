@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/manifest"
+	"srvfs/rpc"
+)
+
+func (p *program) pairCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "pair TOKEN",
+		Short: "pair this standby with a source",
+		Long: `Pair uses the token that "srvd pair" printed on the source: this host remembers
+the source's key, and the source this host's. "-" reads the token from standard
+input, which keeps it out of the process list.
+
+` + cli.Codes,
+		Example: "  srvfs pair TOKEN\n  ssh alpha srvd pair | srvfs pair -",
+		Args:    cli.Args(1, 1, "a token, or - to read it from standard input"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := needRoot(c); err != nil {
+				return err
+			}
+			token := args[0]
+			if token == "-" {
+				line, err := bufio.NewReader(io.LimitReader(c.InOrStdin(), 64<<10)).ReadString('\n')
+				if err != nil && err != io.EOF {
+					return fmt.Errorf("read the token: %w", err)
+				}
+				token = line
+			}
+			id, sources, err := daemon.OpenSources(p.state)
+			if err != nil {
+				return err
+			}
+			s, err := sources.Pair(c.Context(), id, strings.TrimSpace(token), rpc.ClientOptions{Deadline: p.deadline})
+			if err != nil {
+				return err
+			}
+			_, _ = fmt.Fprintf(c.OutOrStdout(), "paired with %s (%s)\n", s.Name, s.Fingerprint.ID())
+			return nil
+		},
+	}
+}
+
+// offerRow is one service in `srvfs list`.
+type offerRow struct {
+	Service  string          `json:"service"`
+	Sequence uint64          `json:"sequence"`
+	Created  time.Time       `json:"created"`
+	Totals   manifest.Totals `json:"totals"`
+}
+
+func (p *program) listCmd() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:     "list HOST[:PORT]",
+		Short:   "list the services that a source offers",
+		Long:    "List the services of a source that this host may read.\n\n" + cli.Codes,
+		Example: "  srvfs list alpha\n  srvfs list alpha --json",
+		Args:    cli.Args(1, 1, "HOST[:PORT]"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := needRoot(c); err != nil {
+				return err
+			}
+			id, sources, err := daemon.OpenSources(p.state)
+			if err != nil {
+				return err
+			}
+			s, err := sources.Find(c.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			client, err := rpc.Dial(s, id, rpc.ClientOptions{Deadline: p.deadline})
+			if err != nil {
+				return err
+			}
+			defer func() { _ = client.Close() }()
+			list, err := client.List(c.Context())
+			if err != nil {
+				return err
+			}
+			rows := []offerRow{}
+			for _, i := range list {
+				rows = append(rows, offerRow{i.Name, i.Sequence, i.Created, i.Totals})
+			}
+			if asJSON {
+				return cli.JSON(c.OutOrStdout(), rows)
+			}
+			if len(rows) == 0 {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: %s offers no service to this host; `srvd capture` there makes one\n", args[0])
+				return nil
+			}
+			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
+			_, _ = fmt.Fprintln(w, "SERVICE\tSNAPSHOT\tCAPTURED\tFILES\tSIZE")
+			for _, r := range rows {
+				_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\n", r.Service, r.Sequence, r.Created.Local().Format(time.DateTime), r.Totals.Files, cli.Bytes(r.Totals.Bytes))
+			}
+			return w.Flush()
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}

@@ -1,0 +1,104 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+	"golang.org/x/sys/unix"
+
+	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/control"
+	"srvfs/cmd/srvfs/internal/daemon"
+)
+
+func (p *program) prefetchCmd() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "prefetch (HOST[:PORT]/SERVICE | NAME)",
+		Short: "bring in all content, so that the source is needed no more",
+		Long: `Prefetch brings everything that a snapshot holds into the store. Identical files of
+this host are pinned (by hard link, reflink or copy), so that upgrading or removing
+the host's own packages takes nothing away; the rest is fetched. Interrupted, it
+goes on where it stopped when it is called again. Afterwards the service is
+detached: it starts with no source and no network.
+
+` + cli.Codes,
+		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web",
+		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that runs here"),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := needRoot(c); err != nil {
+				return err
+			}
+			var call control.Call
+			if strings.Contains(args[0], "/") {
+				var err error
+				if call.Source, call.Service, err = splitSpec(c, args[0]); err != nil {
+					return err
+				}
+			} else {
+				call.Name = args[0]
+			}
+			var out control.Stream
+			var b *bar
+			if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil && !asJSON {
+				b = &bar{}
+				out = b
+			}
+			var r daemon.Prefetched
+			err := p.do(c.Context(), "prefetch", call, out, &r)
+			if b != nil {
+				b.end()
+			}
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return cli.JSON(c.OutOrStdout(), r)
+			}
+			state := "detached: the source is needed no more"
+			if !r.Content.Detached {
+				state = "not detached; see `srvfs status`"
+			}
+			_, _ = fmt.Fprintf(c.OutOrStdout(), "%s/%s: %s fetched in %s; %s\n", r.Source, r.Service, cli.Bytes(r.Fetched), cli.Took(r.Took), state)
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
+	return c
+}
+
+// bar shows progress on a terminal: share, bytes, rate and time left.
+type bar struct {
+	bars *mpb.Progress
+	bar  *mpb.Bar
+	last time.Time
+}
+
+func (b *bar) Step(string, time.Duration, string) {}
+
+func (b *bar) Progress(p control.Progress) {
+	now := time.Now()
+	if b.bar == nil {
+		b.bars = mpb.New(mpb.WithWidth(40), mpb.WithOutput(os.Stderr))
+		b.bar = b.bars.New(p.TotalBytes, mpb.BarStyle(),
+			mpb.PrependDecorators(decor.CountersKiloByte("% .1f / % .1f")),
+			mpb.AppendDecorators(decor.Percentage(), decor.Name("  "), decor.EwmaSpeed(decor.SizeB1000(0), "% .1f", 30), decor.Name("  left "), decor.EwmaETA(decor.ET_STYLE_GO, 30)))
+		b.last = now
+	}
+	b.bar.SetTotal(p.TotalBytes, false)
+	b.bar.EwmaSetCurrent(p.Bytes, now.Sub(b.last))
+	b.last = now
+}
+
+func (b *bar) end() {
+	if b.bar == nil {
+		return
+	}
+	b.bar.Abort(false)
+	b.bars.Wait()
+}

@@ -1,0 +1,2 @@
+// Package fs shows a snapshot as a FUSE file system.
+package fs

@@ -1,0 +1,255 @@
+package fs
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"sort"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+)
+
+const (
+	arenaBits   = 22
+	arenaBlock  = 1 << arenaBits // bytes
+	recordUnit  = 4              // so that 32 bits address 16 GiB of records
+	maxNodes    = 1 << 31
+	maxArenaLen = 1 << 34 >> arenaBits // blocks
+)
+
+// A table holds all nodes of a view. Names are added a directory at a time,
+// into consecutive slots and in the order of their names, so that a directory
+// is two numbers, a lookup a binary search, and the numbers of all nodes follow
+// from the order in which directories were added.
+//
+// The memory is not Go's: at a million nodes the collector would neither have
+// anything to find in it nor should it keep as much again in reserve.
+//
+// Adding locks; reading does not: a node is read only by those who found its
+// slot in a directory that has been published.
+type table struct {
+	mu       sync.Mutex
+	limit    uint64 // slots
+	used     uint32
+	nodes    atomic.Pointer[[]*[blockNodes]node]
+	arena    atomic.Pointer[[][]byte]
+	free     []byte // what is left of the arena's last block
+	classes  atomic.Pointer[[]class]
+	index    map[class]uint32
+	links    map[uint64]slot // the first name of each file with several
+	labelled atomic.Bool     // a node has an SELinux label
+	maps     [][]byte        // what release gives back
+}
+
+// newTable returns a table for at most limit names.
+func newTable(limit uint64) *table {
+	t := &table{limit: min(limit, maxNodes), index: map[class]uint32{}, links: map[uint64]slot{}}
+	t.nodes.Store(new([]*[blockNodes]node))
+	t.arena.Store(new([][]byte))
+	t.classes.Store(new([]class))
+	return t
+}
+
+// release gives the memory back. Nothing of the table may be used after it.
+func (t *table) release() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range t.maps {
+		_ = unix.Munmap(m) // fails only for memory that was never mapped
+	}
+	t.maps, t.free = nil, nil
+	t.nodes.Store(new([]*[blockNodes]node))
+	t.arena.Store(new([][]byte))
+}
+
+// reserve maps n bytes of zeros.
+func (t *table) reserve(n int) ([]byte, error) {
+	b, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil {
+		return nil, fmt.Errorf("no memory for the table of nodes: %w", err)
+	}
+	t.maps = append(t.maps, b)
+	return b, nil
+}
+
+// at returns the node in s.
+func (t *table) at(s slot) *node {
+	return &(*t.nodes.Load())[s>>blockBits][s&(blockNodes-1)]
+}
+
+// len returns the number of slots in use.
+func (t *table) len() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return uint64(t.used)
+}
+
+// room returns how many names may be added yet.
+func (t *table) room() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.limit - min(t.limit, uint64(t.used))
+}
+
+// class returns what n shares with others. It must not be written to.
+func (t *table) class(n *node) *class { return &(*t.classes.Load())[n.class] }
+
+// record returns n's record, from its name on.
+func (t *table) record(n *node) record {
+	const perBlock = arenaBlock / recordUnit
+	block := (*t.arena.Load())[n.record/perBlock]
+	return record{b: block[n.record%perBlock*recordUnit:], parts: t.class(n).parts}
+}
+
+// name returns the name in s; see record.
+func (t *table) name(s slot) []byte {
+	r := t.record(t.at(s))
+	return r.name()
+}
+
+// resolve returns the slot of the node that the name in s stands for: its own,
+// unless it is a further name of a file seen earlier.
+func (t *table) resolve(s slot) slot {
+	if n := t.at(s); t.class(n).parts&partAlias != 0 {
+		return slot(n.value)
+	}
+	return s
+}
+
+// find returns the slot of a name in a loaded directory.
+func (t *table) find(dir *node, name string) (slot, bool) {
+	first, count, _ := dir.children()
+	want := []byte(name)
+	i, found := sort.Find(int(count), func(i int) int { return bytes.Compare(want, t.name(first+slot(i))) })
+	return first + slot(i), found
+}
+
+// add gives each entry a slot, in order, and returns the first; the entries are
+// sorted by name and below the directory in parent. On an error, which wraps
+// ErrInvalid or says that there is no memory, nothing has changed. Nobody finds
+// the nodes before they are given to [node.setChildren].
+func (t *table) add(parent slot, entries []manifest.Entry) (slot, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := uint64(t.used) + uint64(len(entries)); n > t.limit {
+		return 0, fmt.Errorf("more than the %d names that the snapshot counts: %w", t.limit, manifest.ErrInvalid)
+	}
+	first := slot(t.used)
+	links := map[uint64]slot{} // new ones; kept if all goes well
+	for i := range entries {
+		if err := t.put(first+slot(i), parent, &entries[i], links); err != nil {
+			return 0, err
+		}
+	}
+	maps.Copy(t.links, links)
+	t.used += uint32(len(entries))
+	return first, nil
+}
+
+func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) error {
+	n, err := t.slotFor(s)
+	if err != nil {
+		return err
+	}
+	*n = node{parent: parent, sec: e.Mtime.Sec, nsec: e.Mtime.Nsec, digest: e.Digest}
+	c := class{mode: typeBits[e.Type] | e.Mode, uid: e.UID, gid: e.GID, parts: partsOf(e)}
+	switch e.Type {
+	case manifest.File:
+		n.value = uint64(e.Size)
+	case manifest.CharDevice, manifest.BlockDevice:
+		rdev, err := kernelDevice(e.Rdev)
+		if err != nil {
+			return fmt.Errorf("entry %.300q: %w", e.Name, err)
+		}
+		n.value = uint64(rdev)
+	}
+	for i := range e.Xattrs {
+		if e.Xattrs[i].Name == selinuxLabel {
+			t.labelled.Store(true)
+		}
+	}
+	n.class = t.classOf(c)
+	if e.Link != 0 {
+		one, seen := t.links[e.Link]
+		if !seen {
+			one, seen = links[e.Link]
+		}
+		if !seen {
+			links[e.Link] = s
+		} else {
+			// Two names of one file that say different things of it would show
+			// one of them wrong, and the kernel a node that changes its type.
+			if m := t.at(one); m.class != n.class || m.value != n.value || m.digest != n.digest || m.sec != n.sec || m.nsec != n.nsec {
+				return fmt.Errorf("entry %.300q differs from the other names of its file: %w", e.Name, manifest.ErrInvalid)
+			}
+			// The rest of what an alias says is never read.
+			alias := *e
+			alias.Links, alias.Chunks, alias.Target, alias.Xattrs = 1, manifest.Digest{}, "", nil
+			n.class = t.classOf(class{mode: c.mode, uid: c.uid, gid: c.gid, parts: partAlias})
+			n.value = uint64(one)
+			n.record, err = t.store(appendRecord(nil, &alias, 0))
+			return err
+		}
+	}
+	n.record, err = t.store(appendRecord(nil, e, c.parts))
+	return err
+}
+
+// slotFor returns the node at s, which may lie one block beyond those there are.
+func (t *table) slotFor(s slot) (*node, error) {
+	blocks := *t.nodes.Load()
+	if int(s>>blockBits) == len(blocks) {
+		b, err := t.reserve(blockNodes * int(nodeSize))
+		if err != nil {
+			return nil, err
+		}
+		// Readers have the old slice: its elements stay, its length too.
+		blocks = append(blocks, (*[blockNodes]node)(unsafe.Pointer(&b[0])))
+		t.nodes.Store(&blocks)
+	}
+	return t.at(s), nil
+}
+
+// store copies a record into the arena and returns its place.
+func (t *table) store(rec []byte) (uint32, error) {
+	need := (len(rec) + recordUnit - 1) &^ (recordUnit - 1)
+	blocks := *t.arena.Load()
+	if need > len(t.free) {
+		if len(blocks) == maxArenaLen {
+			return 0, fmt.Errorf("more than %d GiB of names and attributes: %w", maxArenaLen<<arenaBits>>30, manifest.ErrInvalid)
+		}
+		// A record longer than a block gets a longer one: only where records
+		// begin has to be addressed.
+		b, err := t.reserve(max(arenaBlock, need))
+		if err != nil {
+			return 0, err
+		}
+		blocks = append(blocks, b)
+		t.arena.Store(&blocks)
+		t.free = b
+	}
+	last := blocks[len(blocks)-1]
+	off := len(last) - len(t.free)
+	copy(t.free, rec)
+	t.free = t.free[need:]
+	if off+need >= arenaBlock {
+		t.free = nil // what follows in a longer block has no address
+	}
+	return uint32(((len(blocks)-1)<<arenaBits + off) / recordUnit), nil
+}
+
+func (t *table) classOf(c class) uint32 {
+	i, ok := t.index[c]
+	if !ok {
+		all := append(*t.classes.Load(), c)
+		i = uint32(len(all) - 1)
+		t.index[c] = i
+		t.classes.Store(&all)
+	}
+	return i
+}

@@ -1,0 +1,278 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"srvfs/manifest"
+	"srvfs/rpc/srvfspb"
+)
+
+// DefaultDeadline is how long a source may be silent unless told otherwise.
+const DefaultDeadline = 10 * time.Second
+
+// ClientOptions are what a Client can be told; the zero value is good.
+type ClientOptions struct {
+	// Deadline is how long the source may be silent while something is awaited
+	// from it, before the call ends with ErrUnavailable; 0: DefaultDeadline. It
+	// bounds each wait, not a whole transfer.
+	Deadline time.Duration
+	// Dial makes TCP connections; nil: as this process does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func (o *ClientOptions) deadline() time.Duration {
+	if o.Deadline > 0 {
+		return o.Deadline
+	}
+	return DefaultDeadline
+}
+
+// connectTimeout leaves room for a second attempt within the deadline.
+func (o *ClientOptions) connectTimeout() time.Duration { return o.deadline() / 2 }
+
+func (o *ClientOptions) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if o.Dial != nil {
+		return o.Dial(ctx, network, address)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+// A Client reads from one source over one connection. It may be used by several
+// goroutines, and shares the connection fairly between their calls; for a bulk
+// transfer that others should overtake, make a second Client.
+type Client struct {
+	source *Source
+	opts   ClientOptions
+	link   *link
+	conn   *grpc.ClientConn
+	rpc    srvfspb.SrvfsClient
+}
+
+var _ manifest.Batcher = (*Client)(nil)
+
+// maxServices bounds how many services a source may list.
+const maxServices = 4096
+
+// Dial returns a client of the source. It begins to connect and does not wait
+// for it: whether the source answers shows in the first call. The error wraps
+// ErrInvalid.
+func Dial(source *Source, id *Identity, opts ClientOptions) (*Client, error) {
+	if len(source.Addresses) == 0 {
+		return nil, fmt.Errorf("source %s: no address: %w", source.Name, manifest.ErrInvalid)
+	}
+	for _, a := range source.Addresses {
+		if err := checkAddress(a); err != nil {
+			return nil, fmt.Errorf("source %s: %w", source.Name, err)
+		}
+	}
+	c := &Client{source: source, opts: opts}
+	c.link = &link{source: source, tls: id.clientTLS(source.Fingerprint), opts: opts}
+	conn, err := grpc.NewClient("passthrough:///"+source.Fingerprint.ID(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // TLS is the link's
+		grpc.WithContextDialer(c.link.dial),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			// Calls fail at once while a reconnection is waited for; so a short
+			// wait costs nobody anything, and a long one would cost time after
+			// the source is back.
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: opts.connectTimeout(),
+		}),
+		grpc.WithInitialWindowSize(window),
+		grpc.WithInitialConnWindowSize(window),
+		grpc.WithReadBufferSize(ioBuffer),
+		grpc.WithWriteBufferSize(32<<10),
+		grpc.WithMaxHeaderListSize(64<<10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxRequest)),
+		grpc.WithUserAgent("srvfs"),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("source %s: %v: %w", source, err, manifest.ErrInvalid)
+	}
+	c.conn, c.rpc = conn, srvfspb.NewSrvfsClient(conn)
+	conn.Connect()
+	return c, nil
+}
+
+// Source returns whom the client reads from.
+func (c *Client) Source() *Source { return c.source }
+
+// String names the source, as an origin in messages and logs.
+func (c *Client) String() string { return "source " + c.source.String() }
+
+// Close ends all calls under way with an error.
+func (c *Client) Close() error {
+	if err := c.conn.Close(); err != nil {
+		return fmt.Errorf("%v: close: %w", c, err)
+	}
+	return nil
+}
+
+// List returns the services that this host may read.
+func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
+	var resp *srvfspb.ListResponse
+	err := c.unary(ctx, "list", func(ctx context.Context) (err error) {
+		resp, err = c.rpc.List(ctx, &srvfspb.ListRequest{})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if n := len(resp.GetServices()); n > maxServices {
+		return nil, c.wrap("list", fmt.Errorf("%d services: at most %d: %w", n, maxServices, manifest.ErrInvalid))
+	}
+	out := make([]ServiceInfo, 0, len(resp.GetServices()))
+	for _, v := range resp.GetServices() {
+		d, err := manifest.DigestFromBytes(v.GetDigest())
+		if err == nil && (!manifest.ValidService(v.GetName()) || v.GetSequence() == 0) {
+			err = fmt.Errorf("service %.80q with sequence number %d: %w", v.GetName(), v.GetSequence(), manifest.ErrInvalid)
+		}
+		if err != nil {
+			return nil, c.wrap("list", err)
+		}
+		out = append(out, ServiceInfo{
+			Name: v.GetName(), Sequence: v.GetSequence(), Created: time.Unix(0, v.GetCreated()), Digest: d,
+			Totals: manifest.Totals{Entries: v.GetEntries(), Files: v.GetFiles(), Bytes: v.GetBytes(), Dirs: v.GetDirs()},
+		})
+	}
+	return out, nil
+}
+
+// Snapshot returns a service's snapshot with that sequence number, or the newest
+// for 0, and its encoded form, of at most [manifest.MaxSnapshot] bytes, whose
+// digest is the snapshot's.
+func (c *Client) Snapshot(ctx context.Context, service string, sequence uint64) (*manifest.Snapshot, []byte, error) {
+	what := "snapshot of " + service
+	if !manifest.ValidService(service) {
+		return nil, nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
+	}
+	w := c.watch(ctx, what)
+	defer w.close()
+	var stream srvfspb.Srvfs_SnapshotClient
+	err := w.await(func() (err error) {
+		stream, err = c.rpc.Snapshot(w.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: sequence})
+		return err
+	})
+	var raw []byte
+	for err == nil {
+		var p *srvfspb.Piece
+		if err = w.await(func() (err error) { p, err = stream.Recv(); return err }); err != nil {
+			break
+		}
+		if raw, err = appendPiece(raw, p, manifest.MaxSnapshot-int64(len(raw))); err != nil {
+			return nil, nil, c.wrap(what, err)
+		}
+	}
+	if err != io.EOF {
+		return nil, nil, w.fail(err)
+	}
+	s, err := manifest.DecodeSnapshot(raw)
+	if err != nil {
+		return nil, nil, c.wrap(what, err)
+	}
+	if s.Service != service || sequence != 0 && s.Sequence != sequence {
+		return nil, nil, c.wrap(what, fmt.Errorf("it sent number %d of %s: %w", s.Sequence, s.Service, manifest.ErrInvalid))
+	}
+	return s, raw, nil
+}
+
+// Fetch implements [manifest.Origin]. It waits for the first bytes, so that
+// content which the source does not have shows here and not in the reader. At
+// most one goroutine may read at a time.
+func (c *Client) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io.ReadCloser, error) {
+	what := fmt.Sprintf("fetch %v", d)
+	if off < 0 || n > 0 && off > math.MaxInt64-n {
+		return nil, c.wrap(what, fmt.Errorf("range of %d bytes from %d: %w", n, off, manifest.ErrInvalid))
+	}
+	r := &contentReader{watch: c.watch(ctx, what), exact: n >= 0, left: n}
+	if n < 0 {
+		n, r.left = -1, manifest.MaxMeta
+	}
+	err := r.watch.await(func() (err error) {
+		r.stream, err = c.rpc.Fetch(r.watch.ctx, &srvfspb.FetchRequest{Range: &srvfspb.Range{Digest: d[:], Off: off, Len: n}})
+		return err
+	})
+	if err == nil {
+		err = r.next()
+	} else {
+		err = r.watch.fail(err)
+	}
+	if err != nil && err != io.EOF {
+		r.watch.close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// FetchBatch implements [manifest.Batcher]. A batch beyond [manifest.MaxBatch]
+// or a range beyond [manifest.MaxRange] is refused with ErrInvalid.
+func (c *Client) FetchBatch(ctx context.Context, want []manifest.Range, yield func(i int, data []byte, err error) error) error {
+	if len(want) == 0 {
+		return nil
+	}
+	what := fmt.Sprintf("batch of %d ranges", len(want))
+	if len(want) > manifest.MaxBatch {
+		return c.wrap(what, fmt.Errorf("at most %d: %w", manifest.MaxBatch, manifest.ErrInvalid))
+	}
+	req := &srvfspb.FetchBatchRequest{Ranges: make([]*srvfspb.Range, len(want))}
+	ranges := make([]srvfspb.Range, len(want)) // one allocation for all
+	for i := range want {
+		r := &want[i]
+		if r.Off < 0 || r.Len > manifest.MaxRange || r.Len > 0 && r.Off > math.MaxInt64-r.Len {
+			return c.wrap(what, fmt.Errorf("range %d: %d bytes from %d: %w", i, r.Len, r.Off, manifest.ErrInvalid))
+		}
+		ranges[i].Digest, ranges[i].Off, ranges[i].Len = r.Digest[:], r.Off, max(r.Len, -1)
+		req.Ranges[i] = &ranges[i]
+	}
+	w := c.watch(ctx, what)
+	defer w.close()
+	var stream srvfspb.Srvfs_FetchBatchClient
+	err := w.await(func() (err error) { stream, err = c.rpc.FetchBatch(w.ctx, req); return err })
+	a := assembler{want: want, yield: func(i int, data []byte, err error) error {
+		if err != nil {
+			err = c.wrap("fetch "+want[i].Digest.String(), err)
+		}
+		if err := yield(i, data, err); err != nil {
+			return &yieldError{err}
+		}
+		return nil
+	}}
+	for err == nil {
+		var b *srvfspb.Batch
+		if err = w.await(func() (err error) { b, err = stream.Recv(); return err }); err != nil {
+			break
+		}
+		if err := a.add(b); err != nil {
+			if e := (*yieldError)(nil); errors.As(err, &e) {
+				return e.error
+			}
+			return c.wrap(what, err)
+		}
+	}
+	if err != io.EOF {
+		return w.fail(err)
+	}
+	if err := a.end(); err != nil {
+		return c.wrap(what, err)
+	}
+	return nil
+}
+
+// A yieldError tells the caller's own errors from those of the exchange.
+type yieldError struct{ error }
+
+// wrap says of which source and what an error is.
+func (c *Client) wrap(what string, err error) error { return fmt.Errorf("%v: %s: %w", c, what, err) }

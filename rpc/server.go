@@ -1,0 +1,306 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"srvfs/manifest"
+	"srvfs/rpc/srvfspb"
+)
+
+// A ServiceInfo says what a source offers under one name.
+type ServiceInfo struct {
+	Name     string
+	Sequence uint64 // of its newest snapshot
+	Created  time.Time
+	Digest   manifest.Digest // of the newest snapshot's encoded form
+	Totals   manifest.Totals
+}
+
+// A Provider is what a Server serves. Its methods are called by many goroutines.
+type Provider interface {
+	// Services lists the published services.
+	Services(ctx context.Context) ([]ServiceInfo, error)
+	// Snapshot returns the encoded form of a service's snapshot with that
+	// sequence number, or of the newest for 0. The error wraps ErrNotFound if
+	// there is none. The bytes are not changed afterwards.
+	Snapshot(ctx context.Context, service string, sequence uint64) ([]byte, error)
+	// Origin returns an origin of the content that belongs to a snapshot of any
+	// service for which allowed is true, and of nothing else: for other content
+	// it answers ErrNotFound. It is made for one call of a peer, and allowed
+	// follows what that peer may do from moment to moment.
+	Origin(allowed func(service string) bool) manifest.Batcher
+}
+
+// ServerOptions are what a Server can be told; the zero value is good.
+type ServerOptions struct {
+	Log *slog.Logger // nil: slog.Default; each access is a line of level debug
+	// Name is how this source calls itself to people at standbys; empty: the
+	// host's name.
+	Name string
+	// Grace is how long calls under way may go on when the server is told to
+	// end; 0: 5 seconds, negative: not at all.
+	Grace time.Duration
+	// MaxConns bounds the connections, 0: 1024; MaxStreams the calls that one
+	// peer has under way on all its connections, 0: 256.
+	MaxConns, MaxStreams int
+	// PairsPerMinute bounds the attempts to pair from one address; 0: 30.
+	PairsPerMinute int
+}
+
+// A Server answers standbys. Make it with [NewServer].
+type Server struct {
+	identity *Identity
+	peers    *Peers
+	provider Provider
+	opts     ServerOptions
+	log      *slog.Logger
+	pairs    *limiter
+
+	mu      sync.Mutex
+	streams map[Fingerprint]int // calls under way
+}
+
+// NewServer returns a server that lets in the peers and serves what the
+// provider has.
+func NewServer(id *Identity, peers *Peers, provider Provider, opts ServerOptions) *Server {
+	if opts.Log == nil {
+		opts.Log = slog.Default()
+	}
+	if opts.Name == "" {
+		opts.Name, _ = os.Hostname() // a source without a name is "unnamed"
+	}
+	opts.Name = cleanName(opts.Name)
+	if opts.Grace == 0 {
+		opts.Grace = 5 * time.Second
+	}
+	if opts.MaxConns == 0 {
+		opts.MaxConns = 1024
+	}
+	if opts.MaxStreams == 0 {
+		opts.MaxStreams = 256
+	}
+	if opts.PairsPerMinute == 0 {
+		opts.PairsPerMinute = 30
+	}
+	return &Server{
+		identity: id, peers: peers, provider: provider, opts: opts, log: opts.Log,
+		pairs:   newLimiter(opts.PairsPerMinute, time.Minute),
+		streams: map[Fingerprint]int{},
+	}
+}
+
+const (
+	maxRequest = 512 << 10 // bytes of a request: a batch of MaxBatch ranges needs some 50 each
+	// window is how much may be under way in one direction of one connection
+	// before the other side says that it has read it. 1 Gbit/s for 100 ms are
+	// 12 MB. Set, and not left to grpc's estimator, which starts at 64 KiB and
+	// needs many round trips to find out.
+	window       = 16 << 20
+	ioBuffer     = 128 << 10
+	connTimeout  = 10 * time.Second // for TCP's accept to HTTP/2's settings
+	maxPerConn   = 128              // streams of one connection
+	idleInterval = 30 * time.Second // after which a silent standby is asked whether it lives
+)
+
+// Serve answers on the listener, which it closes, until ctx ends; then calls
+// under way have [ServerOptions.Grace] to finish. It returns when nothing of it
+// runs any more: nil if ctx ended, else why the listener failed. Serve may be
+// called on several listeners at once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if err := s.peers.recordListen(l.Addr()); err != nil {
+		return errors.Join(fmt.Errorf("serve on %v: %w", l.Addr(), err), l.Close())
+	}
+	g := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(s.identity.serverTLS())),
+		grpc.ChainUnaryInterceptor(s.unary),
+		grpc.ChainStreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(maxRequest),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxConcurrentStreams(maxPerConn),
+		grpc.MaxHeaderListSize(16<<10),
+		grpc.InitialWindowSize(1<<20), // requests are small: a peer may not make us hold much
+		grpc.InitialConnWindowSize(1<<20),
+		grpc.WriteBufferSize(ioBuffer),
+		grpc.ReadBufferSize(32<<10),
+		grpc.ConnectionTimeout(connTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idleInterval, Timeout: connTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+	)
+	srvfspb.RegisterSrvfsServer(g, handlers{srv: s})
+	ended := make(chan error, 1)
+	go func() { ended <- g.Serve(newListener(l, s.opts.MaxConns)) }()
+	select {
+	case err := <-ended:
+		g.Stop()
+		return fmt.Errorf("serve on %v: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	hard := time.AfterFunc(max(s.opts.Grace, 0), g.Stop)
+	g.GracefulStop()
+	hard.Stop()
+	g.Stop() // returns when handlers have, which GracefulStop does not promise after a Stop beside it
+	if err := <-ended; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		return fmt.Errorf("serve on %v: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// handlers implements the calls; the interceptors have let the peer in before.
+type handlers struct {
+	srvfspb.UnimplementedSrvfsServer
+	srv *Server
+}
+
+func (h handlers) Pair(ctx context.Context, req *srvfspb.PairRequest) (*srvfspb.PairResponse, error) {
+	c := callerOf(ctx)
+	if !h.srv.pairs.allow(c.address, time.Now()) {
+		return nil, fmt.Errorf("too many attempts to pair from %s, wait a minute: %w", c.address, manifest.ErrUnavailable)
+	}
+	p, err := h.srv.peers.redeem(req.GetSecret(), c.fingerprint, req.GetName(), c.address)
+	if err != nil {
+		h.srv.log.Warn("pairing refused", "peer", c.fingerprint.ID(), "address", c.address, "err", err)
+		return nil, err
+	}
+	h.srv.log.Info("paired", "peer", p.ID(), "name", p.Name, "address", p.Address, "services", p.Services)
+	return &srvfspb.PairResponse{Name: h.srv.opts.Name, Services: p.Services}, nil
+}
+
+func (h handlers) List(ctx context.Context, _ *srvfspb.ListRequest) (*srvfspb.ListResponse, error) {
+	infos, err := h.srv.provider.Services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c := callerOf(ctx)
+	resp := &srvfspb.ListResponse{}
+	for _, v := range infos {
+		if !c.may(v.Name) {
+			continue
+		}
+		resp.Services = append(resp.Services, &srvfspb.Service{
+			Name: v.Name, Sequence: v.Sequence, Created: v.Created.UnixNano(), Digest: v.Digest[:],
+			Entries: v.Totals.Entries, Files: v.Totals.Files, Bytes: v.Totals.Bytes, Dirs: v.Totals.Dirs,
+		})
+	}
+	return resp, nil
+}
+
+func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_SnapshotServer) error {
+	name := req.GetService()
+	if !manifest.ValidService(name) {
+		return fmt.Errorf("service %.80q: not a service name: %w", name, manifest.ErrInvalid)
+	}
+	if !callerOf(out.Context()).may(name) {
+		return fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
+	}
+	b, err := h.srv.provider.Snapshot(out.Context(), name, req.GetSequence())
+	if err != nil {
+		return err
+	}
+	if len(b) > manifest.MaxSnapshot {
+		return fmt.Errorf("service %s: snapshot of %d bytes: %w", name, len(b), manifest.ErrInvalid)
+	}
+	var pk packer
+	for len(b) > 0 {
+		n := min(len(b), pieceSize)
+		data, raw := pk.pack(b[:n])
+		if err := out.Send(&srvfspb.Piece{Data: data, Raw: raw}); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// checkRange reads a range from the wire.
+func checkRange(r *srvfspb.Range) (manifest.Range, error) {
+	d, err := manifest.DigestFromBytes(r.GetDigest())
+	if err != nil {
+		return manifest.Range{}, err
+	}
+	v := manifest.Range{Digest: d, Off: r.GetOff(), Len: r.GetLen()}
+	if v.Off < 0 || v.Len > 0 && v.Off+v.Len < 0 || v.Len < -1 {
+		return manifest.Range{}, fmt.Errorf("range of %d bytes from %d: %w", v.Len, v.Off, manifest.ErrInvalid)
+	}
+	return v, nil
+}
+
+func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer) (err error) {
+	r, err := checkRange(req.GetRange())
+	if err != nil {
+		return err
+	}
+	ctx := out.Context()
+	body, err := h.srv.provider.Origin(callerOf(ctx).may).Fetch(ctx, r.Digest, r.Off, r.Len)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, body.Close()) }()
+	var pk packer
+	buf := pieceBuffers.Get().(*[pieceSize]byte)
+	defer pieceBuffers.Put(buf)
+	for sent := int64(0); ; {
+		want := int64(pieceSize)
+		if r.Len >= 0 {
+			want = min(want, r.Len-sent)
+		}
+		n, err := io.ReadFull(body, buf[:want])
+		if n > 0 {
+			data, raw := pk.pack(buf[:n])
+			began := time.Now()
+			if err := out.Send(&srvfspb.Piece{Data: data, Raw: raw}); err != nil {
+				return err
+			}
+			pk.sent(len(data), began)
+			sent += int64(n)
+		}
+		switch {
+		case err == io.EOF || err == io.ErrUnexpectedEOF:
+			if r.Len >= 0 && sent < r.Len {
+				return fmt.Errorf("content %v: %d bytes from %d: there are only %d: %w", r.Digest, r.Len, r.Off, sent, manifest.ErrInvalid)
+			}
+			return nil
+		case err != nil:
+			return err
+		case sent == r.Len:
+			return nil
+		}
+	}
+}
+
+func (h handlers) FetchBatch(req *srvfspb.FetchBatchRequest, out srvfspb.Srvfs_FetchBatchServer) error {
+	ranges := req.GetRanges()
+	if len(ranges) > manifest.MaxBatch {
+		return fmt.Errorf("batch of %d ranges: at most %d: %w", len(ranges), manifest.MaxBatch, manifest.ErrInvalid)
+	}
+	want := make([]manifest.Range, len(ranges))
+	for i, v := range ranges {
+		r, err := checkRange(v)
+		if err == nil && r.Len > manifest.MaxRange {
+			err = fmt.Errorf("range of %d bytes in a batch: at most %d: %w", r.Len, manifest.MaxRange, manifest.ErrInvalid)
+		}
+		if err != nil {
+			return fmt.Errorf("range %d: %w", i, err)
+		}
+		want[i] = r
+	}
+	ctx := out.Context()
+	w := newBatchWriter(out.Send)
+	defer w.close()
+	if err := h.srv.provider.Origin(callerOf(ctx).may).FetchBatch(ctx, want, w.add); err != nil {
+		return err
+	}
+	return w.flush()
+}

@@ -1,0 +1,196 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// controlFD is where process 1 finds its control socket.
+const controlFD = 3
+
+// A pid1 is the state of process 1.
+type pid1 struct {
+	control *net.UnixConn
+	stages  *launcher
+
+	// mu orders starting and reaping: a child that ends at once is entered into
+	// children before it is looked up there.
+	mu       sync.Mutex
+	children map[int]uint64 // pid -> number that the caller gave it
+}
+
+// runInit is the life of process 1. It returns an exit code when the control
+// socket has closed or is of no use.
+func runInit() int {
+	_ = unix.CloseRange(controlFD, ^uint(0), unix.CLOSE_RANGE_CLOEXEC)
+	control, err := packetConn(controlFD)
+	if err != nil {
+		return complain("control socket: %v", err)
+	}
+	var r request
+	if _, _, err := receive(control, &r); err != nil || r.Verb != verbBuild {
+		return complain("no layout (%v)", err)
+	}
+	p := &pid1{control: control, children: make(map[int]uint64)}
+
+	// Signals that processes inside may send to their process 1 must not end
+	// it. Handled, not ignored: that would be inherited by what it starts.
+	noise := make(chan os.Signal, 1)
+	signal.Notify(noise, unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGQUIT, unix.SIGPIPE, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM, unix.SIGPWR)
+	go func() {
+		for range noise { // swallowed
+		}
+	}()
+	deaths := make(chan os.Signal, 1)
+	signal.Notify(deaths, unix.SIGCHLD)
+
+	built := make(chan *fault, 1)
+	go func() {
+		var f *fault
+		p.stages, f = r.Layout.build()
+		built <- f
+	}()
+	requests := make(chan incoming)
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
+		for {
+			var in incoming
+			var err error
+			if in.fds, _, err = receive(control, &in.request); err != nil {
+				return
+			}
+			requests <- in
+		}
+	}()
+	select {
+	case f := <-built:
+		p.report(report{Verb: verbBuild, Fault: f})
+		if f != nil {
+			<-gone // the caller hangs up when it has read it
+			return 1
+		}
+	case <-gone: // it gave up, or died
+		return 1
+	}
+	for {
+		select {
+		case in := <-requests:
+			p.serve(in)
+		case <-deaths:
+			p.reap()
+		case <-gone:
+			return 0
+		}
+	}
+}
+
+type incoming struct {
+	request
+	fds []int
+}
+
+func complain(format string, args ...any) int {
+	_, _ = fmt.Fprintf(os.Stderr, "srvfs sandbox: "+format+"\n", args...)
+	return 1
+}
+
+// report fails only when the caller is gone, which is noticed elsewhere.
+func (p *pid1) report(r report) { _ = send(p.control, r) }
+
+func (p *pid1) serve(in incoming) {
+	defer closeAll(in.fds)
+	switch in.Verb {
+	case verbStart:
+		if err := p.start(in.ID, in.fds); err != nil {
+			f := failure("start the helper", "", err, "")
+			if f.Errno == unix.ENOENT {
+				f.Note = "its loader or libraries are not on the file system of /; a program built with CGO_ENABLED=0 needs none"
+			}
+			p.report(report{Verb: verbExit, ID: in.ID, Status: 127 << 8, Fault: f})
+		}
+	case verbAdopt:
+		p.report(report{Verb: verbAdopt, ID: in.ID, Fault: p.adopt(in.ID, in.Pid)})
+	case verbSignal:
+		p.signal(in)
+	}
+}
+
+// start starts the stage that becomes the command. Its standard descriptors and
+// those that it needs come from the caller, in order.
+func (p *pid1) start(id uint64, fds []int) error {
+	if len(fds) < callerFiles {
+		return fmt.Errorf("%d descriptors instead of %d", len(fds), callerFiles)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pid, err := p.stages.launch(fds)
+	if err != nil {
+		return err
+	}
+	p.children[pid] = id
+	return nil
+}
+
+// adopt makes the end of an orphan known to the caller.
+func (p *pid1) adopt(id uint64, pid int) *fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	parent, err := parentOf(".", pid)
+	if err != nil {
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return failure("find", "", unix.ESRCH, "")
+		}
+		return failure("find", "", err, "")
+	}
+	if parent != 1 {
+		return failure("find", "", nil, fmt.Sprintf("it is a child of process %d, not an orphan", parent))
+	}
+	if _, taken := p.children[pid]; taken {
+		return failure("find", "", nil, "it is watched already")
+	}
+	p.children[pid] = id
+	return nil
+}
+
+func (p *pid1) signal(in incoming) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case in.Pid == -1 || in.Pid > 1:
+		_ = unix.Kill(in.Pid, unix.Signal(in.Signal))
+	case in.Pid == 0:
+		for pid, id := range p.children {
+			if id == in.ID {
+				_ = unix.Kill(pid, unix.Signal(in.Signal)) // not reaped, so still itself
+			}
+		}
+	}
+}
+
+// reap takes all children that have ended: commands, and orphans, most of which
+// nobody asked about.
+func (p *pid1) reap() {
+	for {
+		var status syscall.WaitStatus
+		p.mu.Lock()
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		id, known := p.children[pid]
+		delete(p.children, pid)
+		p.mu.Unlock()
+		switch {
+		case err == syscall.EINTR:
+		case err != nil || pid <= 0:
+			return
+		case known:
+			p.report(report{Verb: verbExit, ID: id, Status: uint32(status)})
+		}
+	}
+}

@@ -1,0 +1,5 @@
+package sandbox
+
+import "golang.org/x/sys/unix"
+
+func callNumber(r *unix.PtraceRegs) uint64 { return r.Regs[8] }

@@ -1,0 +1,257 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+)
+
+// blobMtime is every own blob's mtime. Being long ago, it makes sure that any
+// later write changes it, however soon it comes (see package statcache).
+var blobMtime = time.Unix(0, 0)
+
+// known reports whether the blob of d is there and has the stat that it had
+// when its bytes were last verified. It costs an lstat.
+func (s *Store) known(d manifest.Digest) bool {
+	k, ok := s.blobKey(d)
+	return ok && s.trusted(d, k)
+}
+
+func (s *Store) blobKey(d manifest.Digest) (statcache.Key, bool) {
+	var st unix.Stat_t
+	if unix.Lstat(s.blobPath(d), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return statcache.Key{}, false
+	}
+	return statcache.KeyOf(&st), true
+}
+
+func (s *Store) trusted(d manifest.Digest, k statcache.Key) bool {
+	if v, ok := s.stat.Get(k); ok && v.Digest == d {
+		return true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.pending[d]
+	return ok && p == k
+}
+
+// check reports whether the blob of d is there and is what its name says. It
+// hashes it if its stat is not the recorded one, and removes it if it is not.
+func (s *Store) check(ctx context.Context, d manifest.Digest) (bool, error) {
+	if s.known(d) {
+		return true, nil
+	}
+	return s.rehash(ctx, d)
+}
+
+// rehash is check for a blob whose stat is not to be relied upon.
+func (s *Store) rehash(ctx context.Context, d manifest.Digest) (bool, error) {
+	f, err := os.OpenFile(s.blobPath(d), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		s.drop(d, statcache.Key{}, err)
+		return false, nil
+	}
+	defer func() { _ = f.Close() }()
+	k, err := statcache.FileKey(f)
+	if err != nil {
+		return false, err
+	}
+	s.stats.rehashed.add(1)
+	v, _, err := statcache.Hash(ctx, f, false)
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	if err == nil && v.Digest != d {
+		err = fmt.Errorf("its bytes have digest %v: %w", v.Digest, manifest.ErrCorrupt)
+	}
+	after, kerr := statcache.FileKey(f)
+	if err == nil && kerr == nil && after != k {
+		err = errors.New("it is being written to")
+	}
+	if err != nil {
+		s.drop(d, k, err)
+		return false, nil
+	}
+	s.settle(d, k)
+	return true, nil
+}
+
+// drop removes the blob of d, which was found bad when its key was k; not one
+// that has taken its place since. A hard link to a host's file leaves the
+// host's own name alone.
+func (s *Store) drop(d manifest.Digest, k statcache.Key, why error) {
+	s.mu.Lock()
+	now, ok := s.blobKey(d)
+	stays := ok && k != (statcache.Key{}) && (now.Dev != k.Dev || now.Ino != k.Ino)
+	if !stays {
+		delete(s.pending, d)
+		if err := os.RemoveAll(s.blobPath(d)); err != nil {
+			why = errors.Join(why, err)
+		}
+	}
+	s.mu.Unlock()
+	if stays {
+		return
+	}
+	pin := s.pins.get(d)
+	_ = s.pins.set(d, Unpinned) // its loss costs a wrong word in the status
+	s.stats.dropped.add(1)
+	if pin == Linked {
+		s.log.Warn("the host has changed a file that the store relied on; its content will come from elsewhere", "digest", d.Hex(), "err", why)
+	} else {
+		s.log.Warn("removed a damaged file from the store; its content will be fetched again", "digest", d.Hex(), "err", why)
+	}
+}
+
+// commit gives the verified file at temp, which is the store's own, its name in
+// blobs.
+func (s *Store) commit(temp string, d manifest.Digest) error {
+	if err := os.Chtimes(temp, blobMtime, blobMtime); err != nil {
+		return err
+	}
+	k, err := s.place(temp, d)
+	if err == nil {
+		s.settle(d, k)
+	}
+	return err
+}
+
+// place renames a file into blobs and returns its key there.
+func (s *Store) place(temp string, d manifest.Digest) (statcache.Key, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Rename(temp, s.blobPath(d)); err != nil {
+		return statcache.Key{}, err
+	}
+	// rename does nothing if both names are links of one inode.
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return statcache.Key{}, err
+	}
+	k, ok := s.blobKey(d)
+	if !ok {
+		return k, fmt.Errorf("%s vanished", s.blobPath(d))
+	}
+	return k, nil
+}
+
+// settle trusts a verified blob: at once within this process, and for later
+// ones when it has been flushed.
+func (s *Store) settle(d manifest.Digest, k statcache.Key) {
+	s.mu.Lock()
+	s.pending[d] = k
+	s.mu.Unlock()
+	select {
+	case s.flush <- struct{}{}:
+	default:
+	}
+}
+
+// writeBlob makes a blob of bytes that the caller has verified.
+func (s *Store) writeBlob(d manifest.Digest, data []byte, what string) error {
+	temp := s.tempPath()
+	err := os.WriteFile(temp, data, 0o444)
+	if err == nil {
+		err = s.commit(temp, d)
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+		return s.onDisk(err, what, int64(len(data)))
+	}
+	return nil
+}
+
+const (
+	flushDelay = 5 * time.Second // as the kernel's own
+	flushEach  = 16              // up to so many blobs are flushed one by one, more with the whole file system
+)
+
+// flusher flushes new blobs a while after they appeared, so that many small
+// ones share the disk's time.
+func (s *Store) flusher() {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.flush:
+		}
+		t := time.NewTimer(flushDelay)
+		select {
+		case <-s.ctx.Done():
+			t.Stop()
+			return
+		case <-t.C:
+		}
+		if err := s.flushPending(); err != nil && s.quiet.pass("flush") {
+			s.log.Error("the store's files can't be flushed to disk", "dir", s.dir, "err", err)
+		}
+	}
+}
+
+// flushPending brings the pending blobs to the disk, then records their stats:
+// a recorded stat means that the bytes were on the disk before.
+func (s *Store) flushPending() error {
+	s.flushing.Lock()
+	defer s.flushing.Unlock()
+	s.mu.Lock()
+	batch := make(map[manifest.Digest]statcache.Key, len(s.pending))
+	for d, k := range s.pending {
+		batch[d] = k
+	}
+	s.mu.Unlock()
+	meta := s.metaNew.Swap(false)
+	if len(batch) == 0 && !meta {
+		return nil
+	}
+	if err := s.sync(batch, meta); err != nil {
+		s.metaNew.Store(meta)
+		return s.onDisk(err, "flush", 0)
+	}
+	for d, k := range batch {
+		// A write that fails leaves the blob to be hashed again by the next process.
+		if err := s.stat.PutTrusted(k, statcache.Value{Digest: d}); err != nil && s.quiet.pass("statcache") {
+			s.log.Warn("stats of the store's files can't be recorded; they will be hashed again", "err", err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for d, k := range batch {
+		if s.pending[d] == k {
+			delete(s.pending, d)
+		}
+	}
+	return nil
+}
+
+func (s *Store) sync(batch map[manifest.Digest]statcache.Key, meta bool) error {
+	if meta || len(batch) > flushEach {
+		return os.NewSyscallError("syncfs", unix.Syncfs(int(s.blobs.Fd())))
+	}
+	for d := range batch {
+		f, err := os.Open(s.blobPath(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // dropped meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return s.blobs.Sync()
+}
+
+// Flush returns when everything that is in the store has reached the disk. It
+// does nothing when nothing is new.
+func (s *Store) Flush() error { return s.flushPending() }

@@ -1,0 +1,522 @@
+package store
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+)
+
+const (
+	// groupChunks is how many adjacent chunks one request asks for at most on
+	// behalf of a read: 1 MiB.
+	groupChunks = 4
+	// fillChunks is the same for filling a file: 2 MiB.
+	fillChunks = 8
+	// fillStreams requests of fillChunks in flight fill a wire of 1 Gbit/s at
+	// 50 ms (6 MiB).
+	fillStreams = 4
+)
+
+type chunkState uint8
+
+const (
+	chunkMissing  chunkState = iota
+	chunkClaimed             // an earlier process wrote it
+	chunkComing              // a haul is at it
+	chunkVerified            // its bytes are in the file and were right
+)
+
+// A partial is a file of which some chunks are in the store. All who read or
+// fill one content share it.
+type partial struct {
+	s    *Store
+	id   manifest.Digest
+	c    manifest.Content
+	list manifest.ChunkList
+	file *os.File // becomes the blob when it is complete
+	refs int      // guarded by s.mu; at 0 it is closed and forgotten
+
+	finishing sync.Mutex // one at a time hashes the whole
+
+	mu       sync.Mutex
+	marks    *os.File
+	bits     chunkMap
+	state    []chunkState
+	verified int64         // chunks
+	hauls    []*haul       // under way
+	changed  chan struct{} // closed, and made anew, when anything below mu changes
+	whole    bool          // it is a blob
+	err      error         // why it can never be one
+}
+
+// partialID names the partial of c. It covers the chunk list, since that comes
+// from a snapshot that may be hostile: a false one must not meet the reader of
+// another snapshot that has the same file.
+func partialID(c manifest.Content) manifest.Digest {
+	b := append(c.Digest[:], c.Chunks[:]...)
+	return manifest.Sum(binary.LittleEndian.AppendUint64(b, uint64(c.Size)))
+}
+
+// A haul is one request for adjacent chunks, and those who wait for it.
+type haul struct {
+	by       asker
+	from, to int64 // chunks
+	waiters  int
+	cancel   context.CancelFunc
+	dropped  bool // cancelled because nobody waited
+	over     bool
+	err      error
+}
+
+// partial returns the shared partial of c; the caller calls release. list is
+// c's chunk list, verified.
+func (s *Store) partial(c manifest.Content, list manifest.ChunkList) (*partial, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id := partialID(c)
+	if p := s.partials[id]; p != nil {
+		p.refs++
+		return p, nil
+	}
+	p := &partial{s: s, id: id, c: c, list: list, refs: 1, changed: make(chan struct{})}
+	if err := p.open(); err != nil {
+		p.closeFiles()
+		return nil, s.onDisk(err, c.Path, c.Size)
+	}
+	s.partials[id] = p
+	return p, nil
+}
+
+func (p *partial) retain() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.refs++
+}
+
+func (p *partial) release() {
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	if p.refs--; p.refs == 0 {
+		delete(p.s.partials, p.id)
+		p.closeFiles()
+	}
+}
+
+func (p *partial) closeFiles() {
+	if p.file != nil {
+		_ = p.file.Close()
+	}
+	if p.marks != nil {
+		_ = p.marks.Close()
+	}
+}
+
+func (p *partial) path() string      { return p.s.partialPath(p.id) }
+func (p *partial) marksPath() string { return p.path() + ".map" }
+
+func (p *partial) open() (err error) {
+	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
+	if p.marks, err = os.OpenFile(p.marksPath(), flags, 0o600); err != nil {
+		return err
+	}
+	if p.file, err = os.OpenFile(p.path(), flags, 0o444); err != nil {
+		return err
+	}
+	old, err := os.ReadFile(p.marksPath())
+	if err != nil {
+		return err
+	}
+	p.state = make([]chunkState, manifest.Chunks(p.c.Size))
+	if p.bits, err = decodeChunkMap(old, p.c.Size); err == nil {
+		for i := range p.state {
+			if p.bits.has(int64(i)) {
+				p.state[i] = chunkClaimed
+			}
+		}
+	} else {
+		p.bits = newChunkMap(p.c.Size)
+		if err := errors.Join(p.marks.Truncate(0), p.file.Truncate(0)); err != nil {
+			return err
+		}
+		if _, err := p.marks.WriteAt(p.bits, 0); err != nil {
+			_ = os.Remove(p.marksPath())
+			_ = os.Remove(p.path())
+			return err
+		}
+	}
+	return p.file.Truncate(p.c.Size)
+}
+
+// tidyPartials removes files without a map and maps without a file: an earlier
+// process was killed between two steps.
+func tidyPartials(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	there := map[string]bool{}
+	for _, e := range entries {
+		there[e.Name()] = true
+	}
+	for name := range there {
+		other, isMap := strings.CutSuffix(name, ".map")
+		if !isMap {
+			other = name + ".map"
+		}
+		if !there[other] {
+			if err := os.Remove(filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// span returns the offset and length of chunks from up to to.
+func (p *partial) span(from, to int64) (off, n int64) {
+	off = from * manifest.ChunkSize
+	return off, min(to*manifest.ChunkSize, p.c.Size) - off
+}
+
+// notify wakes all who wait for a change. The caller holds p.mu.
+func (p *partial) notify() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// mark sets the state of chunk i. The caller holds p.mu.
+func (p *partial) mark(i int64, st chunkState) error {
+	old := p.state[i]
+	if old == st {
+		return nil
+	}
+	p.state[i] = st
+	switch {
+	case st == chunkVerified:
+		p.verified++
+	case old == chunkVerified:
+		p.verified--
+	}
+	there := st == chunkVerified || st == chunkClaimed
+	if p.whole || p.bits.has(i) == there {
+		return nil
+	}
+	at := p.bits.set(i, there)
+	_, err := p.marks.WriteAt(p.bits[at:at+1], at)
+	return err
+}
+
+// recheck verifies a chunk that an earlier process wrote, or that is suspect.
+func (p *partial) recheck(i int64) error {
+	off, n := p.span(i, i+1)
+	buf := takeBuffer(n)
+	defer giveBuffer(buf)
+	data := (*buf)[:n]
+	_, err := p.file.ReadAt(data, off)
+	st := chunkVerified
+	if err != nil || manifest.Sum(data) != p.list[i] {
+		st = chunkMissing
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state[i] == chunkComing || p.whole {
+		return nil
+	}
+	defer p.notify()
+	return p.s.onDisk(p.mark(i, st), p.c.Path, n)
+}
+
+// need returns when chunks from up to to are verified.
+func (p *partial) need(ctx context.Context, by asker, from, to int64) error {
+	for i := from; i < to; {
+		p.mu.Lock()
+		switch {
+		case p.whole || p.state[i] == chunkVerified:
+			p.mu.Unlock()
+			i++
+		case p.err != nil:
+			defer p.mu.Unlock()
+			return p.err
+		case p.state[i] == chunkClaimed:
+			p.mu.Unlock()
+			if err := p.recheck(i); err != nil {
+				return err
+			}
+		case p.state[i] == chunkMissing:
+			h := p.send(by, i, min(to, i+groupChunks))
+			if h == nil {
+				p.mu.Unlock()
+				return errClosed
+			}
+			fallthrough
+		default:
+			h := p.haulOf(i)
+			p.mu.Unlock()
+			// Another asker's failure is not ours, nor is that of a haul which
+			// was given up before we came.
+			if dropped, err := p.await(ctx, h, i); err != nil && (ctx.Err() != nil || h.by == by && !dropped) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// haulOf returns the haul that brings chunk i. The caller holds p.mu.
+func (p *partial) haulOf(i int64) *haul {
+	for _, h := range p.hauls {
+		if h.from <= i && i < h.to {
+			h.waiters++
+			return h
+		}
+	}
+	panic("store: a chunk is coming and nobody brings it")
+}
+
+// await returns when h has brought chunk i, or has failed, and whether it was
+// given up.
+func (p *partial) await(ctx context.Context, h *haul, i int64) (dropped bool, err error) {
+	for {
+		p.mu.Lock()
+		if p.whole || p.state[i] == chunkVerified || h.over {
+			h.waiters--
+			err := h.err
+			if p.whole || p.state[i] == chunkVerified {
+				err = nil
+			}
+			dropped := h.dropped
+			p.mu.Unlock()
+			return dropped, err
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			p.quit(h)
+			return false, context.Cause(ctx)
+		}
+	}
+}
+
+// quit ends a waiter's part in h without success: with the last one it ends
+// the haul. (A waiter who got its chunk leaves the rest of the haul to finish.)
+func (p *partial) quit(h *haul) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if h.waiters--; h.waiters == 0 && !h.over {
+		h.dropped = true
+		h.cancel()
+	}
+}
+
+// send starts a haul for chunk from and the missing ones that follow it, up to
+// to. The caller holds p.mu. It returns nil when the store is being closed.
+func (p *partial) send(by asker, from, to int64) *haul {
+	end := from
+	for end < to && p.state[end] == chunkMissing {
+		end++
+	}
+	h := &haul{by: by, from: from, to: end}
+	var ctx context.Context
+	ctx, h.cancel = context.WithCancel(p.s.ctx)
+	p.retain()
+	if !p.s.flights.spawn(func() { p.run(ctx, h); p.release() }) {
+		h.cancel()
+		p.release()
+		return nil
+	}
+	for i := from; i < end; i++ {
+		p.state[i] = chunkComing
+	}
+	p.hauls = append(p.hauls, h)
+	return h
+}
+
+// run brings the chunks of h.
+func (p *partial) run(ctx context.Context, h *haul) {
+	off, n := p.span(h.from, h.to)
+	err := h.by.reader.bring(ctx, job{
+		what: p.c.Path, digest: p.c.Digest, off: off, n: n, piece: manifest.ChunkSize,
+		accept: func(off int64, data []byte) error { return p.accept(off/manifest.ChunkSize, data) },
+	})
+	if p.s.ctx.Err() != nil && err != nil {
+		err = errClosed
+	}
+	if err != nil && ctx.Err() == nil {
+		p.s.report(p.c.Path, p.c.Digest, err)
+	}
+	h.cancel()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h.over, h.err = true, err
+	for i := h.from; i < h.to; i++ {
+		if p.state[i] == chunkComing {
+			p.state[i] = chunkMissing
+		}
+	}
+	for i, o := range p.hauls {
+		if o == h {
+			p.hauls = append(p.hauls[:i], p.hauls[i+1:]...)
+			break
+		}
+	}
+	p.notify()
+}
+
+// accept verifies a chunk that has arrived and writes it.
+func (p *partial) accept(i int64, data []byte) error {
+	if manifest.Sum(data) != p.list[i] {
+		return fmt.Errorf("chunk %d: %w", i, manifest.ErrCorrupt)
+	}
+	if _, err := p.file.WriteAt(data, i*manifest.ChunkSize); err != nil {
+		return p.s.onDisk(err, p.c.Path, p.c.Size)
+	}
+	p.s.stats.fetchedChunks.add(1)
+	p.s.stats.fetchedBytes.add(int64(len(data)))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	err := p.mark(i, chunkVerified)
+	p.notify()
+	if p.verified == int64(len(p.state)) && !p.whole {
+		p.retain()
+		if !p.s.flights.spawn(func() { p.conclude(); p.release() }) {
+			p.release()
+		}
+	}
+	return p.s.onDisk(err, p.c.Path, p.c.Size)
+}
+
+// conclude makes the blob when reads alone have brought the last chunk.
+func (p *partial) conclude() {
+	if err := p.finish(p.s.ctx); err != nil && p.s.ctx.Err() == nil {
+		p.s.report(p.c.Path, p.c.Digest, err)
+	}
+}
+
+// fill returns when all chunks are verified, with several requests under way.
+func (p *partial) fill(ctx context.Context, by asker) error {
+	var mine []*haul
+	defer func() {
+		for _, h := range mine {
+			p.quit(h)
+		}
+	}()
+	for next := int64(0); ; {
+		if by.background {
+			if err := p.s.demand.yield(ctx); err != nil {
+				return err
+			}
+		}
+		p.mu.Lock()
+		kept := mine[:0]
+		var failed error
+		for _, h := range mine {
+			if !h.over {
+				kept = append(kept, h)
+			} else if h.waiters--; h.err != nil {
+				failed = h.err
+			}
+		}
+		if mine = kept; failed != nil {
+			p.mu.Unlock()
+			return failed
+		}
+		for next < int64(len(p.state)) && (p.state[next] == chunkVerified || p.whole) {
+			next++
+		}
+		i := next
+		for i < int64(len(p.state)) && !p.whole && p.state[i] != chunkMissing && p.state[i] != chunkClaimed {
+			i++
+		}
+		switch end := int64(len(p.state)); {
+		case p.err != nil:
+			defer p.mu.Unlock()
+			return p.err
+		case next == end:
+			p.mu.Unlock()
+			return nil
+		case i < end && p.state[i] == chunkClaimed:
+			p.mu.Unlock()
+			if err := p.recheck(i); err != nil {
+				return err
+			}
+			continue
+		case i < end && len(mine) < fillStreams:
+			h := p.send(by, i, min(end, i+fillChunks))
+			if h == nil {
+				p.mu.Unlock()
+				return errClosed
+			}
+			h.waiters++
+			mine = append(mine, h)
+			p.mu.Unlock()
+			continue
+		}
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// finish makes the blob of a file whose chunks are all verified: it hashes the
+// whole, since a hostile chunk list may not belong to the digest.
+func (p *partial) finish(ctx context.Context) error {
+	p.finishing.Lock()
+	defer p.finishing.Unlock()
+	p.mu.Lock()
+	done, err := p.whole, p.err
+	p.mu.Unlock()
+	if done || err != nil {
+		return err
+	}
+	v, n, err := statcache.Hash(ctx, p.file, false)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err == nil && v.Digest == p.c.Digest && n == p.c.Size {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if err := p.s.commit(p.path(), p.c.Digest); err != nil {
+			return p.s.onDisk(err, p.c.Path, p.c.Size)
+		}
+		p.whole = true
+		p.notify()
+		if err := os.Remove(p.marksPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return p.s.onDisk(err, p.c.Path, 0)
+		}
+		p.s.stats.fetchedFiles.add(1)
+		return nil
+	}
+	// Either the disk has changed bytes that were right, or the list lies.
+	for i := range p.state {
+		if err := p.recheck(int64(i)); err != nil {
+			return err
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.verified < int64(len(p.state)) {
+		return nil // the caller fills the gaps and comes again
+	}
+	p.err = fmt.Errorf("%s: its chunk list does not belong to its digest %v: %w", p.c.Path, p.c.Digest, manifest.ErrCorrupt)
+	_ = os.Remove(p.path())
+	_ = os.Remove(p.marksPath())
+	p.notify()
+	return p.err
+}

@@ -1,0 +1,240 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"srvfs/manifest"
+)
+
+// A Source is an origin with a name for messages and logs, such as
+// "web1:7411".
+type Source struct {
+	Name string
+	manifest.Origin
+}
+
+// A Reader reads content for one snapshot: from the store, from the host's
+// identical files, then from its sources in order.
+type Reader struct {
+	store   *Store
+	sources []*source
+}
+
+// Reader returns a Reader that asks these sources, in this order, for what
+// neither the store nor the host has. Without sources it reads what is there.
+// It needs no closing; it must not be used after the store was closed.
+func (s *Store) Reader(sources ...Source) *Reader {
+	r := &Reader{store: s}
+	for _, o := range sources {
+		r.sources = append(r.sources, &source{Source: o})
+	}
+	s.host.prepare(s)
+	return r
+}
+
+// Meta returns directory pages and chunk lists by digest, in the order asked,
+// verified, and keeps them. What is not in the store is asked for in one batch
+// where the source is a [manifest.Batcher]. Meta implements
+// [manifest.MetaSource].
+//
+// The error wraps ErrUnavailable, ErrStale or ErrCorrupt, as for Open; or it
+// is the context's.
+func (r *Reader) Meta(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+	defer r.store.demand.enter()()
+	return r.meta(ctx, digests, keepIfPossible)
+}
+
+// Open returns the content for reading. It returns at once if the content is
+// whole in the store, or can be pinned from the host (which may mean hashing a
+// host file: half a second for a GB), and when it has arrived if it is at
+// most 1 MiB. A larger one is fetched chunk by chunk by the reads that need
+// them. c.Path is a hint at where the host may have the file.
+//
+// The error wraps one of manifest's: ErrUnavailable (it names the sources that were
+// asked, each one's reason, and how long it took), ErrStale (a source had it, and the
+// file has changed; it names the path), ErrCorrupt (what arrived was wrong
+// from every source), ErrNoSpace (it says how much is needed, and where),
+// ErrInvalid (c contradicts itself); or it is the context's.
+func (r *Reader) Open(ctx context.Context, c manifest.Content) (*File, error) {
+	defer r.store.demand.enter()()
+	return r.open(ctx, c)
+}
+
+// Ensure returns when the content stands, whole and verified, in the store's
+// [Store.BlobDir]. Any number of callers cause one fetch. Errors are as for
+// Open.
+func (r *Reader) Ensure(ctx context.Context, c manifest.Content) error {
+	defer r.store.demand.enter()()
+	return r.ensure(ctx, c)
+}
+
+// smallFile is the size up to which a file is fetched in one request and
+// verified as a whole, in bytes. It must not exceed manifest.MaxRange.
+const smallFile = groupChunks * manifest.ChunkSize
+
+func (r *Reader) open(ctx context.Context, c manifest.Content) (*File, error) {
+	b, err := r.acquire(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return &File{r: r, c: c, body: b}, nil
+}
+
+// acquire returns where c's bytes are, or will be.
+func (r *Reader) acquire(ctx context.Context, c manifest.Content) (body, error) {
+	for range 3 { // a blob can be found damaged between one step and the next
+		if c.Size <= smallFile {
+			if err := r.ensure(ctx, c); err != nil {
+				return body{}, err
+			}
+		} else if there, err := r.local(ctx, c); err != nil {
+			return body{}, err
+		} else if !there {
+			p, err := r.part(ctx, c)
+			return body{part: p}, err
+		}
+		if b, ok := r.store.openBlob(c.Digest); ok {
+			return b, nil
+		}
+	}
+	return body{}, fmt.Errorf("%s: %s changes as fast as it is verified: %w", c.Path, r.store.blobPath(c.Digest), manifest.ErrCorrupt)
+}
+
+// part returns the partial of a large file.
+func (r *Reader) part(ctx context.Context, c manifest.Content) (*partial, error) {
+	if err := valid(c); err != nil {
+		return nil, err
+	}
+	bodies, err := r.meta(ctx, []manifest.Digest{c.Chunks}, keepIfPossible)
+	if err != nil {
+		return nil, fmt.Errorf("%s: chunk list: %w", c.Path, err)
+	}
+	list, err := manifest.DecodeChunkList(bodies[0], c.Size)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", c.Path, err)
+	}
+	return r.store.partial(c, list)
+}
+
+func valid(c manifest.Content) error {
+	if c.Size < 0 || (c.Size == 0) != (c.Digest == manifest.EmptyDigest) || c.Digest.IsZero() || (c.Size > manifest.ChunkSize) != !c.Chunks.IsZero() {
+		return fmt.Errorf("%s: %d bytes with digest %v and chunk list %v: %w", c.Path, c.Size, c.Digest, c.Chunks, manifest.ErrInvalid)
+	}
+	return nil
+}
+
+// local reports whether c stands in blobs, after pinning the host's identical
+// file if there is one.
+func (r *Reader) local(ctx context.Context, c manifest.Content) (bool, error) {
+	s := r.store
+	if s.known(c.Digest) {
+		s.stats.blobHits.add(1)
+		return true, nil
+	}
+	err := s.flights.one(ctx, asker{}, key{workLocal, c.Digest}, func(ctx context.Context) error {
+		return s.findLocal(ctx, c)
+	})
+	if err != nil {
+		return false, err
+	}
+	return s.known(c.Digest), nil
+}
+
+func (s *Store) findLocal(ctx context.Context, c manifest.Content) error {
+	if there, err := s.check(ctx, c.Digest); there || err != nil {
+		return err
+	}
+	if s.host == nil || c.Size == 0 {
+		return nil
+	}
+	m, err := s.host.find(ctx, s, c)
+	if m == nil || err != nil {
+		return err
+	}
+	defer func() { _ = m.file.Close() }()
+	if err := s.pin(ctx, m, c); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, manifest.ErrNoSpace) {
+			return err
+		}
+		if s.quiet.pass("pin " + c.Digest.Hex()) {
+			s.log.Warn("an identical file of this host can't be pinned", "path", m.path, "err", err)
+		}
+	}
+	return nil
+}
+
+func (r *Reader) ensure(ctx context.Context, c manifest.Content) error {
+	s := r.store
+	if s.known(c.Digest) {
+		s.stats.blobHits.add(1)
+		return nil
+	}
+	if err := valid(c); err != nil {
+		return err
+	}
+	by := asker{reader: r}
+	if c.Size > smallFile {
+		return r.ensureLarge(ctx, by, workFill, c)
+	}
+	return s.flights.one(ctx, by, key{workBlob, c.Digest}, func(ctx context.Context) error {
+		if there, err := r.local(ctx, c); there || err != nil {
+			return err
+		}
+		if c.Size == 0 {
+			return s.acceptSmall(c, nil)
+		}
+		err := r.bring(ctx, job{
+			what: c.Path, digest: c.Digest, n: c.Size, piece: c.Size,
+			accept: func(_ int64, data []byte) error { return s.acceptSmall(c, data) },
+		})
+		if err != nil && ctx.Err() == nil {
+			s.report(c.Path, c.Digest, err)
+		}
+		return err
+	})
+}
+
+// acceptSmall verifies a whole file and makes a blob of it.
+func (s *Store) acceptSmall(c manifest.Content, data []byte) error {
+	if int64(len(data)) != c.Size || manifest.Sum(data) != c.Digest {
+		return fmt.Errorf("%d bytes with digest %v: %w", len(data), manifest.Sum(data), manifest.ErrCorrupt)
+	}
+	if err := s.writeBlob(c.Digest, data, c.Path); err != nil {
+		return err
+	}
+	s.stats.fetchedFiles.add(1)
+	s.stats.fetchedBytes.add(c.Size)
+	return nil
+}
+
+// ensureLarge fetches what is missing of a file, several chunks at a time.
+func (r *Reader) ensureLarge(ctx context.Context, by asker, kind work, c manifest.Content) error {
+	s := r.store
+	return s.flights.one(ctx, by, key{kind, partialID(c)}, func(ctx context.Context) error {
+		if there, err := r.local(ctx, c); there || err != nil {
+			return err
+		}
+		p, err := r.part(ctx, c)
+		if err != nil {
+			return err
+		}
+		defer p.release()
+		for range 3 { // a disk that loses chunks may do so once or twice
+			if err := p.fill(ctx, by); err != nil {
+				return err
+			}
+			if err := p.finish(ctx); err != nil {
+				return err
+			}
+			if s.known(c.Digest) {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s: %s does not keep what is written to it: %w", c.Path, s.dir, manifest.ErrCorrupt)
+	})
+}
