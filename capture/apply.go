@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -162,30 +161,28 @@ func skeleton(root *rootfs.Root) []folder {
 // thousands of sessions or containers has many.
 const maxSkeleton = 4096
 
+// notOurs are folders of /run that belong to the host's own managers.
+var notOurs = []string{"/run/user", "/run/systemd", "/run/udev", "/run/credentials", "/run/containerd", "/run/docker", "/run/log", "/run/netns"}
+
+// addFolders adds the folders below top. What can't be read is left out: it is
+// not for the service either.
 func addFolders(root *rootfs.Root, top string, into map[string]folder) {
-	_ = fs.WalkDir(folderFS{root}, strings.TrimPrefix(top, "/"), func(p string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil
+	entries, err := root.ReadDir(top)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		p := path.Join(top, e.Name())
+		if !e.IsDir() || slices.Contains(notOurs, p) || len(into) >= maxSkeleton || strings.Count(p, "/") > 5 {
+			continue
 		}
-		p = "/" + p
-		if p == top {
-			return nil
-		}
-		if len(into) >= maxSkeleton || strings.Count(p, "/") > 5 {
-			return fs.SkipDir
-		}
-		for _, not := range []string{"/run/user", "/run/systemd", "/run/udev", "/run/credentials", "/run/containerd", "/run/docker", "/run/log", "/run/netns"} {
-			if p == not {
-				return fs.SkipDir
-			}
-		}
-		info, err := d.Info()
+		info, err := e.Info()
 		if err != nil {
-			return nil
+			continue // it vanished meanwhile
 		}
 		if f, ok := folderOf(p, info); ok {
 			into[p] = f
+			addFolders(root, p, into)
 		}
-		return nil
-	})
+	}
 }

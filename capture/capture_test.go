@@ -18,11 +18,14 @@ import (
 	"srvfs/manifest"
 )
 
+var serverDir string // removed by TestMain
+
 var builtServer = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "srvfs-capture-server-")
 	if err != nil {
 		return "", err
 	}
+	serverDir = dir
 	name := filepath.Join(dir, "server")
 	cmd := exec.Command("go", "build", "-o", name, "./testdata/server")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -67,7 +70,7 @@ func entriesOf(t *testing.T, o Options) map[string]Entry {
 }
 
 func TestCapture(t *testing.T) {
-	o := house(t, "-lock /run/web/lock")
+	o := house(t, "-lock /run/web/lock -look /srv/other/none/x")
 	write(t, filepath.Join(o.Root, "run/web/lock"), "of the running instance", 0o644)
 	before := listing(t, o.Root)
 	var steps []string
@@ -86,7 +89,10 @@ func TestCapture(t *testing.T) {
 			t.Errorf("%s: in %v, reasons %v, want %v", p, ok, e.Reasons, class)
 		}
 	}
-	for _, p := range []string{"/etc/shadow", "/run/web", "/run/web/lock", "/spare/config", "/srv"} {
+	if e := all["/srv/other"]; len(e.Reasons) == 0 || !strings.Contains(e.Reasons[0].Text, "/srv/other/none/x, which does not exist") {
+		t.Errorf("the folder of a file that was looked for: %+v", e)
+	}
+	for _, p := range []string{"/etc/shadow", "/run/web", "/run/web/lock", "/spare/config"} {
 		if e, ok := all[p]; ok {
 			t.Errorf("%s is in: %v", p, e.Reasons)
 		}

@@ -109,10 +109,12 @@ func (c *closure) addIn(root *rootfs.Root, prefix, p string, r Reason, follow bo
 		c.put(l, Reason{r.Class, "symlink on the way to " + path.Join(prefix, p) + "; " + r.Text})
 	}
 	if err != nil {
+		c.addPlace(root, prefix, canonical, r)
 		return "", nil, false
 	}
 	info, err := root.Lstat(canonical)
 	if err != nil {
+		c.addPlace(root, prefix, canonical, r)
 		return "", nil, false
 	}
 	canonical = path.Join(prefix, canonical)
@@ -130,6 +132,24 @@ func (c *closure) addIn(root *rootfs.Root, prefix, p string, r Reason, follow bo
 		c.inspect = append(c.inspect, canonical)
 	}
 	return canonical, info, true
+}
+
+// addPlace adds the nearest folder above a path that does not exist: the service
+// may want to make it there.
+func (c *closure) addPlace(root *rootfs.Root, prefix, p string, r Reason) {
+	if p = path.Clean(p); r.Class != ClassTraced || !strings.HasPrefix(p, "/") || isPseudo(path.Join(prefix, p)) {
+		return
+	}
+	parents(p, func(dir string) bool {
+		info, err := root.Lstat(dir)
+		if err != nil {
+			return true
+		}
+		if info.IsDir() {
+			c.put(path.Join(prefix, dir), Reason{r.Class, "folder of " + path.Join(prefix, p) + ", which does not exist; " + r.Text})
+		}
+		return false
+	})
 }
 
 // runnable reports whether the file may be a program or a library.

@@ -37,7 +37,10 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 		}
 		s.units, s.infos = append(s.units, u), append(s.infos, info)
 		for _, what := range info.Ignored {
-			warnings = append(warnings, fmt.Sprintf("%s: not carried over: %s", info.Name, what))
+			o.Log.Info("capture: not carried over", "unit", info.Name, "setting", what)
+		}
+		if len(info.Ignored) > 0 {
+			warnings = append(warnings, fmt.Sprintf("%s: not carried over: %s", info.Name, few(info.Ignored)))
 		}
 		return nil
 	}
@@ -114,6 +117,11 @@ func addUnit(root *rootfs.Root, name string, add func(*manifest.Unit, unit.Info,
 	}
 	for _, instance := range info.Instances {
 		if strings.Contains(instance, "@.") {
+			// Which instances there are is decided by a generator when the host
+			// starts. An init script, if there is one, decides it for itself.
+			if u, info, err := unit.FromInit(root, strings.TrimSuffix(info.Name, ".service")); err == nil {
+				return add(u, info, nil)
+			}
 			return fmt.Errorf("unit %s does nothing itself and stands for instances of %s: name the instance, as in --unit %s: %w",
 				info.Name, instance, strings.Replace(instance, "@.", "@NAME.", 1), manifest.ErrInvalid)
 		}

@@ -34,13 +34,6 @@ func folderOf(p string, info fs.FileInfo) (folder, bool) {
 	return folder{path: p, mode: st.Mode & 0o7777, uid: st.Uid, gid: st.Gid}, true
 }
 
-// folderFS lets fs.WalkDir walk a root without following symlinks.
-type folderFS struct{ root *rootfs.Root }
-
-func (f folderFS) Open(name string) (fs.File, error)          { return f.root.Open("/" + name) }
-func (f folderFS) Stat(name string) (fs.FileInfo, error)      { return f.root.Lstat("/" + name) }
-func (f folderFS) ReadDir(name string) ([]fs.DirEntry, error) { return f.root.ReadDir("/" + name) }
-
 // tmpfilesDirs are the places of tmpfiles.d(5), the first of which wins when a
 // file is in several.
 var tmpfilesDirs = []string{"/etc/tmpfiles.d", "/run/tmpfiles.d", "/usr/lib/tmpfiles.d"}

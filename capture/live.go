@@ -43,12 +43,11 @@ type liveEdition struct {
 	Published
 	dir string
 
-	mu       sync.Mutex
-	loaded   bool
-	err      error
-	meta     *metaFile
-	snapshot manifest.Digest
-	files    *liveFiles
+	mu     sync.Mutex
+	loaded bool
+	err    error
+	meta   *metaFile
+	files  *liveFiles
 }
 
 // Fetch implements [manifest.Origin].
@@ -171,71 +170,85 @@ type found struct {
 	files []liveRef
 }
 
-// find looks d up in the editions that the peer may see, the latest of all
-// services first: then those that were retired need not be loaded.
+// find looks d up in the editions that the peer may see: first in the latest
+// of each service, so that those that were retired need not be loaded for what
+// is still current.
 func (r *restricted) find(d manifest.Digest) (found, error) {
+	f, err := r.look(d, false)
+	if err == nil && f.meta == nil && len(f.files) == 0 {
+		f, err = r.look(d, true)
+	}
+	if err == nil && f.meta == nil && len(f.files) == 0 {
+		err = fmt.Errorf("content %v: in no published snapshot: %w", d, manifest.ErrNotFound)
+	}
+	return f, err
+}
+
+// look looks d up in the latest edition of each service, or in all others.
+// There is an error only if nothing was found, and an edition that may have it
+// can't be read.
+func (r *restricted) look(d manifest.Digest, retired bool) (found, error) {
 	editions, err := r.live.current()
 	if err != nil {
 		return found{}, err
 	}
 	var f found
 	var failed error
-	var before string
-	var retired []*liveEdition
-	look := func(e *liveEdition) bool {
+	before := ""
+	for _, e := range editions {
+		latest := e.Service != before
+		before = e.Service
+		if latest == retired || r.allowed != nil && !r.allowed(e.Service) {
+			continue
+		}
 		if err := e.load(); err != nil {
-			// The snapshot was retired by another process just now, or its
-			// disk is damaged: others may have the content.
-			failed = errors.Join(failed, fmt.Errorf("snapshot %d of %s: %w", e.Sequence, e.Service, err))
-			return false
+			// Another process has retired it just now, or its disk is damaged:
+			// others may have the content.
+			if !errors.Is(err, fs.ErrNotExist) {
+				failed = errors.Join(failed, fmt.Errorf("snapshot %d of %s: %w", e.Sequence, e.Service, err))
+			}
+			continue
 		}
 		if w, ok := e.meta.find(d); ok {
-			f = found{meta: e.meta, where: w}
-			return true
+			return found{meta: e.meta, where: w}, nil
 		}
 		for _, i := range e.files.find(d) {
 			f.files = append(f.files, liveRef{e.files, i})
 		}
-		return false
 	}
-	for _, e := range editions {
-		if r.allowed != nil && !r.allowed(e.Service) {
-			continue
-		}
-		if e.Service == before {
-			retired = append(retired, e)
-			continue
-		}
-		before = e.Service
-		if look(e) {
-			return f, nil
-		}
-	}
-	if len(f.files) == 0 || !f.anyFresh() {
-		for _, e := range retired {
-			if look(e) {
-				return f, nil
-			}
-		}
-	}
-	if len(f.files) > 0 {
-		return f, nil
-	}
-	if failed != nil && !errors.Is(failed, fs.ErrNotExist) {
+	if failed != nil && len(f.files) == 0 {
 		return found{}, fmt.Errorf("content %v: %w: %w", d, failed, manifest.ErrUnavailable)
 	}
-	return found{}, fmt.Errorf("content %v: in no published snapshot: %w", d, manifest.ErrNotFound)
+	return f, nil
 }
 
-// anyFresh reports whether one of the files can be opened now.
-func (f *found) anyFresh() bool {
-	for _, ref := range f.files {
-		if file, err := ref.open(); err == nil {
-			file.close()
-			return true
+// open calls use with each live file that has the content d and is still what
+// was captured, until use succeeds. If none does, the error is the first.
+func (r *restricted) open(d manifest.Digest, f found, use func(*liveFile) error) error {
+	var first error
+	try := func(refs []liveRef) bool {
+		for _, ref := range refs {
+			file, err := ref.open()
+			if err == nil {
+				if err = use(file); err == nil {
+					return true
+				}
+				file.close()
+			}
+			if first == nil {
+				first = err
+			}
 		}
+		return false
 	}
-	return false
+	if try(f.files) {
+		return nil
+	}
+	// A path that a retired snapshot had may hold the content again, or still.
+	if old, err := r.look(d, true); err == nil && try(old.files) {
+		return nil
+	}
+	return first
 }
 
 // Fetch implements [manifest.Origin].
@@ -263,15 +276,16 @@ func (r *restricted) Fetch(ctx context.Context, d manifest.Digest, off, n int64)
 		}
 		return io.NopCloser(io.NewSectionReader(f.meta.f, f.where.off+off, n)), nil
 	}
-	file, err := f.open()
+	var out io.ReadCloser
+	err = r.open(d, f, func(file *liveFile) error {
+		n, err := clip(d, off, n, file.size)
+		out = &liveReader{ctx: ctx, file: file, off: off, end: off + n}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	if n, err = clip(d, off, n, file.size); err != nil {
-		file.close()
-		return nil, err
-	}
-	return &liveReader{ctx: ctx, file: file, off: off, end: off + n}, nil
+	return out, nil
 }
 
 // clip returns the length of the range, or an error if it leads past the end.
@@ -287,22 +301,6 @@ func clip(d manifest.Digest, off, n, size int64) (int64, error) {
 
 func beyond(d manifest.Digest, off, n, size int64) error {
 	return fmt.Errorf("content %v: %d bytes from %d of %d: %w", d, n, off, size, manifest.ErrInvalid)
-}
-
-// open opens the first candidate that is still what was captured. If none is,
-// the error is that of the first: it wraps [manifest.ErrStale].
-func (f *found) open() (*liveFile, error) {
-	var first error
-	for _, ref := range f.files {
-		file, err := ref.open()
-		if err == nil {
-			return file, nil
-		}
-		if first == nil {
-			first = err
-		}
-	}
-	return nil, first
 }
 
 // FetchBatch implements [manifest.Batcher]. Ranges of one content that stand
@@ -328,7 +326,9 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 			if err != nil {
 				return nil, err
 			}
-			return open.readRange(&buf, w.Off, n)
+			if b, err := open.readRange(&buf, w.Off, n); err == nil {
+				return b, nil
+			}
 		}
 		if open != nil {
 			open.close()
@@ -358,30 +358,21 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 			}
 			return buf, nil
 		}
-		// Other names of the content are tried when one changes under the read.
-		var first error
-		for _, ref := range f.files {
-			file, err := ref.open()
+		var b []byte
+		err = r.open(w.Digest, f, func(file *liveFile) error {
+			n, err := clip(w.Digest, w.Off, w.Len, file.size)
+			if err == nil && n > manifest.MaxRange {
+				err = fmt.Errorf("range of %d bytes: at most %d: %w", n, manifest.MaxRange, manifest.ErrInvalid)
+			}
 			if err == nil {
-				var n int64
-				if n, err = clip(w.Digest, w.Off, w.Len, file.size); err == nil && n > manifest.MaxRange {
-					err = fmt.Errorf("range of %d bytes: at most %d: %w", n, manifest.MaxRange, manifest.ErrInvalid)
-				}
-				var b []byte
-				if err == nil {
-					b, err = file.readRange(&buf, w.Off, n)
-				}
-				if err == nil {
-					open, have = file, w.Digest
-					return b, nil
-				}
-				file.close()
+				b, err = file.readRange(&buf, w.Off, n)
 			}
-			if first == nil {
-				first = err
+			if err == nil {
+				open, have = file, w.Digest
 			}
-		}
-		return nil, first
+			return err
+		})
+		return b, err
 	}
 	for i, w := range want {
 		if err := ctx.Err(); err != nil {

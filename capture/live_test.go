@@ -123,7 +123,7 @@ func TestLiveKnowsOnlyItsSnapshots(t *testing.T) {
 	_, err := one(s.live, t, manifest.Range{Digest: manifest.Sum([]byte("public")), Len: manifest.MaxRange + 1})
 	wantErr(t, err, manifest.ErrInvalid)
 	stop := errors.New("stop")
-	if err := s.live.FetchBatch(t.Context(), make([]manifest.Range, 3), func(int, []byte, error) error { return stop }); err != stop {
+	if err := s.live.FetchBatch(t.Context(), make([]manifest.Range, 3), func(int, []byte, error) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("yield's error came back as %v", err)
 	}
 }

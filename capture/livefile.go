@@ -20,8 +20,8 @@ import (
 	"srvfs/manifest"
 )
 
-// liveFiles says where the content of one snapshot's files is. It takes 76
-// bytes for each file and its path.
+// liveFiles says where the content of one snapshot's files is. It takes 72
+// bytes for each file, and its path.
 type liveFiles struct {
 	root  string
 	dir   *os.File // the root, O_PATH; nil until first needed

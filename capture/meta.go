@@ -88,28 +88,28 @@ func openMeta(name string) (*metaFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	records, err := readMetaTable(f)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	records, err := readMetaTable(bufio.NewReaderSize(f, 1<<16), info.Size())
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", name, err), f.Close())
 	}
 	return &metaFile{f: f, records: records}, nil
 }
 
-func readMetaTable(f *os.File) ([]metaWhere, error) {
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
+// readMetaTable reads the head of a file of size bytes.
+func readMetaTable(r io.Reader, size int64) ([]metaWhere, error) {
 	head := make([]byte, metaHead)
-	if _, err := io.ReadFull(f, head); err != nil || string(head[:len(metaMagic)]) != metaMagic {
+	if _, err := io.ReadFull(r, head); err != nil || string(head[:len(metaMagic)]) != metaMagic {
 		return nil, fmt.Errorf("not a metadata file: %w", manifest.ErrCorrupt)
 	}
 	n := binary.BigEndian.Uint64(head[len(metaMagic):])
-	if n > uint64(info.Size()-int64(metaHead))/uint64(metaRecord) {
-		return nil, fmt.Errorf("%d records in %d bytes: %w", n, info.Size(), manifest.ErrCorrupt)
+	if n > uint64(size-int64(metaHead))/uint64(metaRecord) {
+		return nil, fmt.Errorf("%d records in %d bytes: %w", n, size, manifest.ErrCorrupt)
 	}
 	records := make([]metaWhere, n)
-	r := bufio.NewReaderSize(f, 1<<16)
 	off := int64(metaHead) + int64(n)*int64(metaRecord)
 	var raw [metaRecord]byte
 	for i := range records {
@@ -123,8 +123,8 @@ func readMetaTable(f *os.File) ([]metaWhere, error) {
 		records[i] = w
 		off += int64(w.size)
 	}
-	if off != info.Size() {
-		return nil, fmt.Errorf("%d bytes instead of %d: %w", info.Size(), off, manifest.ErrCorrupt)
+	if off != size {
+		return nil, fmt.Errorf("%d bytes instead of %d: %w", size, off, manifest.ErrCorrupt)
 	}
 	return records, nil
 }

@@ -46,7 +46,7 @@ func look(t *testing.T, root string, tr *tree, c stageConfig) {
 		var want, have unix.Stat_t
 		check(t, unix.Lstat(filepath.Join(root, n.path), &want))
 		check(t, unix.Lstat(seen+"/."+n.path, &have))
-		if want.Mode != have.Mode || want.Uid != have.Uid || want.Gid != have.Gid || want.Rdev != have.Rdev || n.entry.Type != manifest.Dir && (want.Size != have.Size || uint64(n.entry.Links) != uint64(have.Nlink)) {
+		if want.Mode != have.Mode || want.Uid != have.Uid || want.Gid != have.Gid || want.Rdev != have.Rdev || n.entry.Type != manifest.Dir && (want.Size != have.Size || uint64(n.entry.Links) != have.Nlink) {
 			t.Errorf("%q: %+v, want %+v", n.path, have, want)
 		}
 		if mtime := (manifest.Time{Sec: have.Mtim.Sec, Nsec: uint32(have.Mtim.Nsec)}); n.path != "/" && mtime != n.entry.Mtime {

@@ -142,7 +142,7 @@ func newNode(p, name string, st *unix.Stat_t) (*node, error) {
 	n := &node{
 		path:  p,
 		id:    Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
-		nlink: uint64(st.Nlink),
+		nlink: st.Nlink,
 		entry: manifest.Entry{
 			Name: name, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Links: 1,
 			Mtime: manifest.Time{Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec)},

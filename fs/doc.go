@@ -1,2 +1,62 @@
-// Package fs shows a snapshot as a FUSE file system.
+// Package fs shows a snapshot as a FUSE file system, the view. [Mount] mounts
+// one; what it shows comes from the snapshot and, as it is needed, from a
+// [Content].
+//
+// # FUSE decides, the kernel serves
+//
+// A view is frozen at one snapshot, so whatever the kernel has once been told is
+// true for ever, and everything here is arranged so that it need not ask twice:
+//
+//   - names, attributes, names that do not exist, symlinks and listings are handed
+//     out for a year;
+//   - OPEN, OPENDIR and FLUSH are answered ENOSYS the first time, after which the
+//     kernel opens and closes by itself and keeps pages and listings;
+//   - READ is answered for what is not in the page cache, from files that the view
+//     opens and closes by itself (type files).
+//
+// Extended attributes are the exception: the kernel keeps POSIX ACLs, and no
+// others. Each exec asks for security.capability, which costs one upcall.
+//
+// # Two layouts
+//
+// [Plain] is a read-only file system for people and programs. [Layers] is the
+// lower part of a root: an overlay file system takes names and attributes from
+// its folder "tree", and looks a file's content up by its digest when the file is
+// first opened: in "content", the gate, then in the folder of blobs on the disk,
+// then in "failed". The gate waits until the blob is there and says that it has
+// no such file; so the kernel opens the blob, and from the first byte on the file
+// is native. A file too large to wait for is served by the gate itself, in parts.
+// [Lower] writes the layers in the form that overlayfs wants.
+//
+// The gate's answers are never kept, so that an open that failed is tried again;
+// and "failed" exists because overlayfs reports the error of the layer that it
+// asked last, which among the blobs would be "no such file", of a file that ls
+// shows.
+//
+// # Nodes
+//
+// The view implements go-fuse's RawFileSystem over one table of all names it has
+// seen, 64 bytes and the name for each, outside Go's heap. A directory's pages
+// are fetched when something in it is first asked for. Node numbers are
+// permanent, follow from the order in which directories were loaded, and are the
+// inode numbers that stat shows; names of one file share one. FORGET is ignored:
+// the table is bounded by what the snapshot says it holds, and a tree that holds
+// more is refused.
+//
+// # Waiting
+//
+// Whatever may wait has a deadline, and ends at once when the process that waits
+// is killed. A signal which that process handles does not interrupt it, as it
+// would not on a disk. One fetch serves all who wait for it and ends when the
+// last of them gives up. What fails is a line in the log with the path and the
+// cause, and an errno by the table in errno.go.
+//
+// # Limits
+//
+// A process must not execute a program from a view, or touch memory that it has
+// mapped from one, if it serves that view itself: it would wait for an answer
+// that it can't give. Reading and writing are no danger. A character device 0:0
+// in the tree is a deletion to overlayfs. With Layers, a file that was streamed
+// goes on to be served by the view until the kernel drops its name, also when the
+// blob has arrived; another view finds the blob.
 package fs

@@ -100,7 +100,7 @@ func Dial(source *Source, id *Identity, opts ClientOptions) (*Client, error) {
 		grpc.WithUserAgent("srvfs"),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("source %s: %v: %w", source, err, manifest.ErrInvalid)
+		return nil, fmt.Errorf("source %s: %s: %w", source, err.Error(), manifest.ErrInvalid)
 	}
 	c.conn, c.rpc = conn, srvfspb.NewSrvfsClient(conn)
 	conn.Connect()
@@ -176,7 +176,7 @@ func (c *Client) Snapshot(ctx context.Context, service string, sequence uint64) 
 			return nil, nil, c.wrap(what, err)
 		}
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return nil, nil, w.fail(err)
 	}
 	s, err := manifest.DecodeSnapshot(raw)
@@ -210,7 +210,7 @@ func (c *Client) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io
 	} else {
 		err = r.watch.fail(err)
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		r.watch.close()
 		return nil, err
 	}
@@ -262,7 +262,7 @@ func (c *Client) FetchBatch(ctx context.Context, want []manifest.Range, yield fu
 			return c.wrap(what, err)
 		}
 	}
-	if err != io.EOF {
+	if !errors.Is(err, io.EOF) {
 		return w.fail(err)
 	}
 	if err := a.end(); err != nil {

@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -49,9 +50,9 @@ func (r *contentReader) next() error {
 	var p *srvfspb.Piece
 	err := r.watch.await(func() (err error) { p, err = r.stream.Recv(); return err })
 	switch {
-	case err == io.EOF && r.exact && r.left > 0:
+	case errors.Is(err, io.EOF) && r.exact && r.left > 0:
 		r.err = r.watch.client.wrap(r.watch.what, fmt.Errorf("cut short by %d bytes: %w", r.left, manifest.ErrCorrupt))
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		r.err = io.EOF
 	case err != nil:
 		r.err = r.watch.fail(err)

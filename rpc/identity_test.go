@@ -312,7 +312,7 @@ func TestErrorTable(t *testing.T) {
 			t.Errorf("%v means %v, want %v", row.code, got, row.err)
 		}
 		for _, other := range table {
-			if other.err != row.err && errors.Is(got, other.err) {
+			if !errors.Is(other.err, row.err) && errors.Is(got, other.err) {
 				t.Errorf("%v came back as %v too", row.err, other.err)
 			}
 		}

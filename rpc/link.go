@@ -99,7 +99,7 @@ func (l *link) attempt(ctx context.Context, addr string) (*tls.Conn, *wireConn, 
 		if timeout := net.Error(nil); ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
 			err = errors.New("no answer")
 		}
-		return nil, nil, fmt.Errorf("%s: %v: %w", addr, err, manifest.ErrUnavailable)
+		return nil, nil, fmt.Errorf("%s: %s: %w", addr, err.Error(), manifest.ErrUnavailable)
 	}
 	// Where the kernel can't, the deadline of each call remains.
 	_ = setUserTimeout(raw, l.opts.deadline())
@@ -112,11 +112,12 @@ func (l *link) attempt(ctx context.Context, addr string) (*tls.Conn, *wireConn, 
 		case errors.Is(err, manifest.ErrDenied):
 			return nil, nil, fmt.Errorf("%s: %w", addr, err)
 		case errors.As(err, &alert) && alert.Op == "remote error": // so crypto/tls calls an alert
-			return nil, nil, fmt.Errorf("%s: it refuses TLS 1.3 with this host's key (%v): %w", addr, err, manifest.ErrDenied)
+			return nil, nil, fmt.Errorf("%s: it refuses TLS 1.3 with this host's key (%s): %w", addr, err.Error(), manifest.ErrDenied)
 		case ctx.Err() != nil:
 			err = errors.New("connected, but no answer")
 		}
-		return nil, nil, fmt.Errorf("%s: %v: %w", addr, err, manifest.ErrUnavailable)
+		// As text only: an io.EOF of the handshake is no end of a content.
+		return nil, nil, fmt.Errorf("%s: %s: %w", addr, err.Error(), manifest.ErrUnavailable)
 	}
 	return conn, w, nil
 }

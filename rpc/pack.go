@@ -123,8 +123,11 @@ func unpack(dst, data []byte, raw uint32) ([]byte, error) {
 	dst = slices.Grow(dst, n)
 	// The capacity is the decoder's limit: a frame that says, or holds, more fails.
 	out, err := decoders().DecodeAll(data, dst[len(dst):len(dst):len(dst)+n])
-	if err != nil || len(out) != n {
-		return dst, fmt.Errorf("packed piece of %d bytes: %d come out of it (%v): %w", n, len(out), err, manifest.ErrInvalid)
+	if err != nil {
+		return dst, fmt.Errorf("packed piece of %d bytes: %s: %w", n, err.Error(), manifest.ErrInvalid)
+	}
+	if len(out) != n {
+		return dst, fmt.Errorf("packed piece of %d bytes: %d come out of it: %w", n, len(out), manifest.ErrInvalid)
 	}
 	return dst[:len(dst)+n], nil
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -52,14 +51,8 @@ type Peers struct {
 // A cachedPeer is a peer's file as it was read, with the stat that shows that
 // it is still the same one: a replaced file has another inode.
 type cachedPeer struct {
-	stat fileStamp
+	stat os.FileInfo
 	peer Peer
-}
-
-type fileStamp struct {
-	ino          uint64
-	size         int64
-	mtime, ctime syscall.Timespec
 }
 
 const (
@@ -131,20 +124,19 @@ func (p *Peers) Revoke(id string) (string, error) {
 // The error wraps ErrDenied if it may read nothing.
 func (p *Peers) lookup(f Fingerprint) (Peer, error) {
 	name := p.peerFile(f)
-	var st syscall.Stat_t
-	if err := syscall.Stat(name, &st); err != nil {
+	st, err := os.Stat(name)
+	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return Peer{}, fmt.Errorf("host %s is not paired with this source: run `srvd pair` here and `srvfs pair TOKEN` there: %w", f.ID(), manifest.ErrDenied)
 		}
 		return Peer{}, fmt.Errorf("peer %s: %w", f.ID(), err)
 	}
-	stamp := fileStamp{ino: st.Ino, size: st.Size, mtime: syscall.Timespec(st.Mtim), ctime: syscall.Timespec(st.Ctim)}
 	p.mu.Lock()
 	c, ok := p.cache[f]
 	p.mu.Unlock()
-	if !ok || c.stat != stamp {
-		// The file may be replaced between stat and read. Then the stamp is the
-		// old one, and the next lookup reads again.
+	if !ok || !os.SameFile(c.stat, st) || c.stat.Size() != st.Size() || !c.stat.ModTime().Equal(st.ModTime()) {
+		// The file may be replaced between stat and read. Then the stat is the
+		// old one's, and the next lookup reads again.
 		v, err := readRecord[Peer](name)
 		if err == nil && v.Fingerprint != f {
 			err = fmt.Errorf("%s: is of peer %s: %w", name, v.ID(), manifest.ErrInvalid)
@@ -152,7 +144,7 @@ func (p *Peers) lookup(f Fingerprint) (Peer, error) {
 		if err != nil {
 			return Peer{}, fmt.Errorf("peer %s: %w", f.ID(), err)
 		}
-		c = cachedPeer{stamp, v}
+		c = cachedPeer{st, v}
 		p.mu.Lock()
 		p.cache[f] = c
 		p.mu.Unlock()
@@ -179,7 +171,7 @@ func (p *Peers) lock() (unlock func(), err error) {
 	}
 	for {
 		// Held for some milliseconds at most: not worth a context.
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}
@@ -216,7 +208,7 @@ func readRecord[T any](name string) (v T, err error) {
 		return v, fmt.Errorf("%s: larger than %d bytes: %w", name, maxRecord, manifest.ErrInvalid)
 	}
 	if err := json.Unmarshal(b, &v); err != nil {
-		return v, fmt.Errorf("%s: damaged (%v); remove it: %w", name, err, manifest.ErrInvalid)
+		return v, fmt.Errorf("%s: damaged (%w); remove it: %w", name, err, manifest.ErrInvalid)
 	}
 	return v, nil
 }

@@ -124,7 +124,7 @@ func checkAddress(a string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("address %.300q: %v: %w", a, err, manifest.ErrInvalid)
+		return fmt.Errorf("address %.300q: %w: %w", a, err, manifest.ErrInvalid)
 	}
 	return nil
 }

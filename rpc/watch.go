@@ -23,23 +23,33 @@ const patience = 8
 type watch struct {
 	client *Client
 	what   string
-	parent context.Context
 	ctx    context.Context // of the call
 	cancel context.CancelCauseFunc
+	free   func() bool // lets go of the caller's context
 
 	mu    sync.Mutex
 	since time.Time // of the wait under way; zero: none
 	timer *time.Timer
 }
 
+// watch begins to watch a call. The call ends when ctx does, but does not
+// inherit its deadline: grpc would tell the source, which then might end the
+// call first, and whose the deadline was could not be told any more.
 func (c *Client) watch(ctx context.Context, what string) *watch {
-	w := &watch{client: c, what: what, parent: ctx}
-	w.ctx, w.cancel = context.WithCancelCause(ctx)
+	w := &watch{client: c, what: what}
+	w.ctx, w.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	if err := ctx.Err(); err != nil {
+		w.cancel(err)
+	}
+	w.free = context.AfterFunc(ctx, func() { w.cancel(ctx.Err()) })
 	return w
 }
 
 // close frees what the call holds on both sides.
-func (w *watch) close() { w.cancel(context.Canceled) }
+func (w *watch) close() {
+	w.free()
+	w.cancel(context.Canceled)
+}
 
 // await runs f, which waits for the source and ends when w.ctx does.
 func (w *watch) await(f func() error) error {
@@ -91,13 +101,9 @@ func (w *watch) check() {
 // fail makes the error that a caller sees of what grpc returned.
 func (w *watch) fail(err error) error {
 	c := w.client
-	cause := context.Cause(w.ctx)
-	switch {
-	case w.parent.Err() != nil && errors.Is(w.parent.Err(), context.DeadlineExceeded):
-		return c.wrap(w.what, fmt.Errorf("%w: %w", manifest.ErrUnavailable, w.parent.Err()))
-	case w.parent.Err() != nil:
-		return c.wrap(w.what, w.parent.Err())
-	case cause != nil:
+	if cause := context.Cause(w.ctx); errors.Is(cause, context.DeadlineExceeded) {
+		return c.wrap(w.what, fmt.Errorf("%w: %w", manifest.ErrUnavailable, cause))
+	} else if cause != nil {
 		return c.wrap(w.what, cause)
 	}
 	if s, ok := status.FromError(err); ok && s.Code() == codes.Unavailable && len(s.Details()) == 0 {

@@ -1,10 +1,6 @@
 package sandbox
 
-import (
-	"os"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // devices are the nodes of a minimal /dev. Their numbers are the kernel's
 // (Documentation/admin-guide/devices.txt); the console is a second null.
@@ -27,12 +23,12 @@ var deviceLinks = [][2]string{
 func populateDev(dir int) *fault {
 	for _, d := range devices {
 		if err := unix.Mknodat(dir, d.name, unix.S_IFCHR|d.mode, int(unix.Mkdev(d.major, d.minor))); err != nil {
-			return failure("make device", "/dev/"+d.name, os.NewSyscallError("mknod", err), "")
+			return failure("make device", "/dev/"+d.name, err, "")
 		}
 	}
 	for _, l := range deviceLinks {
 		if err := unix.Symlinkat(l[1], dir, l[0]); err != nil {
-			return failure("make link", "/dev/"+l[0], os.NewSyscallError("symlink", err), "")
+			return failure("make link", "/dev/"+l[0], err, "")
 		}
 	}
 	return nil

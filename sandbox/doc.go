@@ -41,6 +41,9 @@
 //
 // # Needs
 //
-// Linux 5.9 (openat2, close_range, fsmount), CAP_SYS_ADMIN, and /proc mounted
-// where the caller runs. It works in a chroot and in a network namespace.
+// Linux 5.12 (openat2, close_range, mount_setattr), all capabilities of root,
+// and /proc and /dev/null where the caller runs, which may be in a chroot and
+// in a network namespace. A program that is linked dynamically needs its loader
+// and libraries on the file system that the caller's "/" is on, not in the
+// sandbox's root; one that was built with CGO_ENABLED=0 needs nothing.
 package sandbox

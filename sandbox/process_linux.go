@@ -46,8 +46,9 @@ type Command struct {
 	Traced bool
 	// Seccomp is a filter for this process and its descendants. It is installed
 	// without no_new_privs, so setuid programs work, and before privileges are
-	// dropped: it must let setgroups, setresgid, setresuid, chdir, access, prlimit64
-	// and execve pass, or trace them.
+	// dropped: the helper still has to set groups, group and user, to change into
+	// Dir, to execute, and to report if it can't, so a filter that denies those
+	// fails here. A tracer sees them, as calls of the helper.
 	Seccomp []unix.SockFilter
 }
 

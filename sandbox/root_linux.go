@@ -339,7 +339,7 @@ func replaceRoot(root int) *fault {
 		return failure("enter", "the new root", err, "")
 	}
 	err = unix.PivotRoot(".", ".") // puts the old root on top of the new one
-	if err == unix.EINVAL {
+	if errors.Is(err, unix.EINVAL) {
 		// The top is the kernel's first root, as in an initramfs: that can't be
 		// replaced, only covered.
 		if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {

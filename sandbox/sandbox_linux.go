@@ -137,9 +137,9 @@ func (s *Sandbox) attend(ready chan<- error) {
 		}
 	}
 	_ = s.init.Process.Kill()
-	err := s.init.Wait()
+	_ = s.init.Wait() // it was killed, or has ended: its state says how
 	select {
-	case ready <- fmt.Errorf("the helper ended before the root stood (%v); does main call sandbox.Init first?", err):
+	case ready <- fmt.Errorf("the helper ended before the root stood (%v); does main call sandbox.Init first?", s.init.ProcessState):
 	default: // Start has its answer
 	}
 	s.finish()

@@ -97,7 +97,7 @@ func awaitRelease() *fault {
 	b := make([]byte, 4096)
 	for {
 		n, err := unix.Read(stageSaid, b)
-		if err == unix.EINTR {
+		if errors.Is(err, unix.EINTR) {
 			continue // the tracer's attaching shows as a signal
 		}
 		var r request

@@ -3,9 +3,11 @@ package sandbox
 import (
 	"bytes"
 	"encoding/gob"
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,10 +86,8 @@ func (f *fault) Unwrap() error {
 // failure makes a fault of an error that has an errno at its root.
 func failure(op, path string, err error, note string) *fault {
 	f := &fault{Op: op, Path: path, Note: note}
-	if errno, ok := err.(unix.Errno); ok { //nolint:errorlint // system calls return it bare
-		f.Errno = errno
-	} else if err != nil {
-		f.Note = err.Error()
+	if err != nil && !errors.As(err, &f.Errno) {
+		f.Note = strings.TrimPrefix(note+": "+err.Error(), ": ")
 	}
 	return f
 }

@@ -32,8 +32,9 @@
 //
 // Units start in the snapshot's order. For each: its folders, its Pre commands,
 // its Start by kind, its Post commands. A command's user, groups, environment,
-// umask and working directory are exactly the unit's; its output goes to the
-// service's log file. When all units have started, the snapshot's probes must
+// umask and working directory are exactly the unit's (USER and LOGNAME are added
+// as systemd does, and MAINPID and NOTIFY_SOCKET where they have a meaning); its
+// output goes to the service's log file. The host name is the source's. When all units have started, the snapshot's probes must
 // answer. If anything fails, all of it is undone and the error says which unit,
 // which command, how it ended and what the service wrote last.
 //
@@ -50,8 +51,11 @@
 //	service.log  standard output and error of the service; service.log.1 is the
 //	             one before, when the log had grown beyond 16 MiB at a start
 //
-// The log file is written by the service directly, and so is not bounded while
-// the service runs: a server that logs much does so into files of its own.
+// Whoever starts the service may put files into upper/ before the first start;
+// an upper that is there is never removed but by [Remove], which takes the whole
+// directory, whatever else lies in it. The log file is written by the service
+// directly, and so is not bounded while the service runs: a server that logs
+// much does so into files of its own.
 //
 // # What can fail
 //

@@ -25,7 +25,8 @@ type Instance struct {
 	log    *logFile
 	slog   *slog.Logger
 	box    *sandbox.Sandbox
-	units  []*unit // those that were begun, in order
+	helper *os.File // what the sandbox's own processes say
+	units  []*unit  // those that were begun, in order
 	probes []*probe.Probe
 	fresh  bool // the upper was made by this start
 
@@ -62,11 +63,11 @@ func (i *Instance) end(err error) {
 		return
 	}
 	i.ended, i.err = true, err
-	close(i.done)
 	if err != nil {
 		i.slog.Error("the service ended by itself", "service", i.o.Name, "reason", err)
-		i.abort(err)
+		i.abort(err) // before done is closed: who sees that asks for the cause
 	}
+	close(i.done)
 }
 
 // Pids returns the service's processes as the host numbers them, in ascending

@@ -1,9 +1,11 @@
 package service
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -191,7 +193,12 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 	if err != nil {
 		return err
 	}
-	i.box, err = sandbox.Start(ctx, sandbox.Config{Root: d.in(rootName), Mounts: mounts, Hostname: hostname(s.Source), Log: i.log.File})
+	said, err := i.listen()
+	if err != nil {
+		return err
+	}
+	i.box, err = sandbox.Start(ctx, sandbox.Config{Root: d.in(rootName), Mounts: mounts, Hostname: hostname(s.Source), Log: said})
+	_ = said.Close() // the sandbox has its own
 	if err != nil {
 		return fmt.Errorf("%w%s", err, i.mountHint(err))
 	}
@@ -217,6 +224,25 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 		return makeFolders(ctx, task, inRoot)
 	}
 	return nil
+}
+
+// listen passes what the sandbox's own processes complain of to the log of this
+// process: it is not the service that speaks.
+func (i *Instance) listen() (*os.File, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	i.helper = r
+	i.watched.Go(func() {
+		lines := bufio.NewScanner(r)
+		for lines.Scan() {
+			i.slog.Warn("a helper of the sandbox complains", "service", i.o.Name, "said", lastLines(lines.Text(), 1))
+		}
+		// A line that is too long ends the scan, but must not block who writes it.
+		_, _ = io.Copy(io.Discard, r)
+	})
+	return w, nil
 }
 
 // mountHint says what to look at when the kernel refuses the root: it tells the
@@ -306,13 +332,10 @@ func (i *Instance) awaitProbes(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, i.o.ReadyTimeout, fmt.Errorf("the probes did not answer within %v", i.o.ReadyTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, i.o.ReadyTimeout, fmt.Errorf("%v passed", i.o.ReadyTimeout))
 	defer cancel()
 	if err := probe.Await(ctx, i.probeEnv(), i.probes, i.done); err != nil {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-			return fmt.Errorf("%w: %w", cause, err)
-		}
-		return err
+		return fmt.Errorf("its probes: %w", err)
 	}
 	return nil
 }

@@ -68,8 +68,11 @@ func (i *Instance) tearDown(ctx context.Context, gently bool) error {
 		if err := i.box.Stop(dead); err != nil {
 			return err
 		}
-		i.watched.Wait()
 	}
+	if i.helper != nil {
+		_ = i.helper.Close() // also when a sandbox that never stood still holds the other end
+	}
+	i.watched.Wait()
 	if i.abort != nil {
 		i.abort(nil) // nobody waits for the start any more
 	}

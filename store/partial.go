@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"srvfs/manifest"
-	"srvfs/manifest/statcache"
 )
 
 const (
@@ -403,120 +401,4 @@ func (p *partial) conclude() {
 	if err := p.finish(p.s.ctx); err != nil && p.s.ctx.Err() == nil {
 		p.s.report(p.c.Path, p.c.Digest, err)
 	}
-}
-
-// fill returns when all chunks are verified, with several requests under way.
-func (p *partial) fill(ctx context.Context, by asker) error {
-	var mine []*haul
-	defer func() {
-		for _, h := range mine {
-			p.quit(h)
-		}
-	}()
-	for next := int64(0); ; {
-		if by.background {
-			if err := p.s.demand.yield(ctx); err != nil {
-				return err
-			}
-		}
-		p.mu.Lock()
-		kept := mine[:0]
-		var failed error
-		for _, h := range mine {
-			if !h.over {
-				kept = append(kept, h)
-			} else if h.waiters--; h.err != nil {
-				failed = h.err
-			}
-		}
-		if mine = kept; failed != nil {
-			p.mu.Unlock()
-			return failed
-		}
-		for next < int64(len(p.state)) && (p.state[next] == chunkVerified || p.whole) {
-			next++
-		}
-		i := next
-		for i < int64(len(p.state)) && !p.whole && p.state[i] != chunkMissing && p.state[i] != chunkClaimed {
-			i++
-		}
-		switch end := int64(len(p.state)); {
-		case p.err != nil:
-			defer p.mu.Unlock()
-			return p.err
-		case next == end:
-			p.mu.Unlock()
-			return nil
-		case i < end && p.state[i] == chunkClaimed:
-			p.mu.Unlock()
-			if err := p.recheck(i); err != nil {
-				return err
-			}
-			continue
-		case i < end && len(mine) < fillStreams:
-			h := p.send(by, i, min(end, i+fillChunks))
-			if h == nil {
-				p.mu.Unlock()
-				return errClosed
-			}
-			h.waiters++
-			mine = append(mine, h)
-			p.mu.Unlock()
-			continue
-		}
-		changed := p.changed
-		p.mu.Unlock()
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// finish makes the blob of a file whose chunks are all verified: it hashes the
-// whole, since a hostile chunk list may not belong to the digest.
-func (p *partial) finish(ctx context.Context) error {
-	p.finishing.Lock()
-	defer p.finishing.Unlock()
-	p.mu.Lock()
-	done, err := p.whole, p.err
-	p.mu.Unlock()
-	if done || err != nil {
-		return err
-	}
-	v, n, err := statcache.Hash(ctx, p.file, false)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if err == nil && v.Digest == p.c.Digest && n == p.c.Size {
-		p.mu.Lock()
-		defer p.mu.Unlock()
-		if err := p.s.commit(p.path(), p.c.Digest); err != nil {
-			return p.s.onDisk(err, p.c.Path, p.c.Size)
-		}
-		p.whole = true
-		p.notify()
-		if err := os.Remove(p.marksPath()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return p.s.onDisk(err, p.c.Path, 0)
-		}
-		p.s.stats.fetchedFiles.add(1)
-		return nil
-	}
-	// Either the disk has changed bytes that were right, or the list lies.
-	for i := range p.state {
-		if err := p.recheck(int64(i)); err != nil {
-			return err
-		}
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.verified < int64(len(p.state)) {
-		return nil // the caller fills the gaps and comes again
-	}
-	p.err = fmt.Errorf("%s: its chunk list does not belong to its digest %v: %w", p.c.Path, p.c.Digest, manifest.ErrCorrupt)
-	_ = os.Remove(p.path())
-	_ = os.Remove(p.marksPath())
-	p.notify()
-	return p.err
 }

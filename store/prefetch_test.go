@@ -106,7 +106,6 @@ func TestPrefetchOrderAndResume(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir})
 	r := s.Reader(Source{"origin", batchOrigin{o}})
-	o.fail = nil
 	ctx, cancel := context.WithCancel(ctxOf(t))
 	var mu sync.Mutex
 	served := 0
@@ -123,7 +122,9 @@ func TestPrefetchOrderAndResume(t *testing.T) {
 	if err := r.Prefetch(ctx, snap, nil); !errors.Is(err, context.Canceled) {
 		t.Fatalf("interrupted: %v", err)
 	}
+	o.mu.Lock() // requests that were under way may still ask
 	o.fail = nil
+	o.mu.Unlock()
 	st := s.Stats()
 	if st.FetchedFiles == 0 {
 		t.Error("nothing was kept of an interrupted prefetch")
@@ -132,6 +133,8 @@ func TestPrefetchOrderAndResume(t *testing.T) {
 		t.Fatal(err)
 	}
 	twice := 0
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for g, n := range o.asked {
 		if n > 1 && g.Len > 0 {
 			twice++

@@ -196,7 +196,9 @@ func TestOneFetchForManyReaders(t *testing.T) {
 		t.Errorf("cancelled read: %v", err)
 	}
 	<-gone
+	o.mu.Lock()
 	o.gate = nil
+	o.mu.Unlock()
 	if _, err := f.ReadAt(ctxOf(t), make([]byte, 10), 7*chunk); err != nil {
 		t.Errorf("read after a cancelled one: %v", err)
 	}

@@ -27,20 +27,24 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, "the end-to-end tests make mounts and namespaces: run them as root")
 		return 1
 	}
-	before := leftovers()
 	dir, err := os.MkdirTemp("", "srvfs-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	if err := os.Setenv("TMPDIR", dir); err != nil { // so that what is left is known to be ours
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	before := leftovers(dir)
 	binaries = dir
 	if err := build(dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	code := m.Run()
-	if left := difference(leftovers(), before); len(left) > 0 {
+	if left := difference(leftovers(dir), before); len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "FAIL: left behind:\n  %s\n", strings.Join(left, "\n  "))
 		return 1
 	}
@@ -65,13 +69,14 @@ func build(dir string) error {
 	return nil
 }
 
-// leftovers lists what a test could leave on this machine: mounts, network
-// namespaces, and processes of ours.
-func leftovers() map[string]bool {
+// leftovers lists what a test could leave on this machine: mounts below the
+// folder, named network namespaces, and processes. Other packages' tests, which
+// run at the same time, have none of these.
+func leftovers(dir string) map[string]bool {
 	all := map[string]bool{}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
-		if f := strings.Fields(line); len(f) > 4 {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
 			all["mount "+f[4]] = true
 		}
 	}
@@ -83,7 +88,7 @@ func leftovers() map[string]bool {
 	for _, p := range procs {
 		name, _ := os.ReadFile(p)
 		switch comm := strings.TrimSpace(string(name)); comm {
-		case "srvd", "srvfs", "nginx", "srvfs-sandbox-i", "srvfs-sandbox-e":
+		case "srvd", "srvfs", "nginx":
 			all["process "+filepath.Base(filepath.Dir(p))+" "+comm] = true
 		}
 	}

@@ -15,14 +15,14 @@ type tally struct {
 
 // A status is one element of `srvfs status --json`, as a script reads it.
 type status struct {
-	Name       string `json:"name"`
-	State      string `json:"state"`
-	Sequence   uint64 `json:"sequence"`
-	Mountpoint string `json:"mountpoint"`
-	LogFile    string `json:"log_file"`
-	Reads      string `json:"reads"`
-	Upcalls    uint64 `json:"upcalls"`
-	Content    tally  `json:"content"`
+	Name       string            `json:"name"`
+	State      string            `json:"state"`
+	Sequence   uint64            `json:"sequence"`
+	Mountpoint string            `json:"mountpoint"`
+	LogFile    string            `json:"log_file"`
+	Reads      string            `json:"reads"`
+	Upcalls    map[string]uint64 `json:"upcalls"`
+	Content    tally             `json:"content"`
 }
 
 // status returns what the standby says of a service or mountpoint.

@@ -92,8 +92,13 @@ func TestViewEqualsSource(t *testing.T) {
 	before := s.status("/srv/web").Upcalls
 	s.on(s.standby, "find /srv/web/etc/nginx -type f -exec cat {} + > /dev/null; ls -R /srv/web/etc/nginx > /dev/null; ! test -e /srv/web/etc/nginx/no-such-file")
 	s.on(s.standby, "! test -e /srv/web/etc/nginx/no-such-file")
-	if after := s.status("/srv/web").Upcalls; after-before > 1 { // the first look for the missing name
-		t.Errorf("the second walk and read made %d upcalls", after-before)
+	after := s.status("/srv/web").Upcalls
+	before["lookup"]++ // the first look for the missing name
+	for op, n := range after {
+		// find asks for the type of the file system, which no kernel remembers.
+		if n > before[op] && op != "statfs" {
+			t.Errorf("the second walk and read made %d upcalls for %s", n-before[op], op)
+		}
 	}
 	s.on(s.standby, "srvfs umount /srv/web")
 	s.noResidue(s.standby)

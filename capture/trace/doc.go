@@ -53,9 +53,10 @@
 //
 // # Cost
 //
-// A stop costs two switches between processes, so 20 to 70 µs, most of it the
-// waking of another processor. From start to exit, on two virtual processors
-// (BenchmarkStart; strace with -e trace=%file):
+// A stop costs two switches between processes: about 70 µs on two virtual
+// processors, most of it the waking of the other one. From start to exit
+// (BenchmarkStart, at real-time priority because the machine had other work;
+// strace with -e trace=%file; five runs each, so good for ratios only):
 //
 //	                       untraced   traced   strace -f --seccomp-bpf   strace -f
 //	perl, 3 modules           56 ms    91 ms                    114 ms      162 ms

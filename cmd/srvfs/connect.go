@@ -50,16 +50,17 @@ func (p *program) startDaemon(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = r.Close() }()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
 	// Not CommandContext: the daemon outlives this command.
-	cmd := exec.Command("/proc/self/exe", "daemon", "--on-demand", "--state", p.state, "--host-root", p.hostRoot, "--deadline", p.deadline.String())
-	cmd.Args[0] = os.Args[0]
+	cmd := exec.Command(self, "daemon", "--on-demand", "--state", p.state, "--host-root", p.hostRoot, "--deadline", p.deadline.String())
+	cmd.Args[0] = "srvfs"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if filepath.Base(cmd.Args[0]) == helperName {
-		cmd.Args[0] = "srvfs"
-	}
 	err = cmd.Start()
 	_ = w.Close()
 	if err != nil {

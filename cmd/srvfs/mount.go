@@ -97,7 +97,7 @@ func (p *program) umountCmd() *cobra.Command {
 //
 // Of the options it knows state=DIR, host_root=DIR and deadline=TIME; those that
 // are for mount(8) and systemd, and those that the view has anyway, are passed
-// over; others are refused.
+// over, and rw too, which mount(8) says unless told otherwise; others are refused.
 func newHelper() *cobra.Command {
 	p := &program{state: defaultState, hostRoot: "/", deadline: 10 * time.Second}
 	var options []string
@@ -142,9 +142,7 @@ func (p *program) mountOption(c *cobra.Command, option string, sloppy bool) erro
 			return cli.UsageError(c, "mount option %q: %v", option, err)
 		}
 		p.deadline = d
-	case "", "ro", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "exec", "suid", "dev", "async", "relatime", "noatime", "allow_other", "default_permissions":
-	case "rw":
-		return cli.UsageError(c, "a view is read-only; `srvfs run` starts a service on a writable root")
+	case "", "ro", "rw", "defaults", "auto", "noauto", "nofail", "_netdev", "user", "nouser", "exec", "suid", "dev", "async", "relatime", "noatime", "allow_other", "default_permissions":
 	default:
 		if !sloppy && !strings.HasPrefix(key, "x-") && !strings.HasPrefix(key, "comment") {
 			return cli.UsageError(c, "unknown mount option %q", option)

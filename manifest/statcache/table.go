@@ -1,7 +1,6 @@
 package statcache
 
 import (
-	"bytes"
 	"encoding/binary"
 	"hash/crc32"
 
@@ -91,14 +90,15 @@ func (t *table) resize(n int) {
 // find returns the slot in which the record of r's inode stands, or the free
 // one where it would.
 func (t *table) find(r []byte) (slot int, ok bool) {
-	h := binary.LittleEndian.Uint64(r)*0x9e3779b97f4a7c15 ^ binary.LittleEndian.Uint64(r[8:])*0xd6e8feb86659fd93
+	dev, ino := binary.LittleEndian.Uint64(r), binary.LittleEndian.Uint64(r[8:])
+	h := dev*0x9e3779b97f4a7c15 ^ ino*0xd6e8feb86659fd93
 	h ^= h >> 32
 	for i := int(h) & (len(t.slots) - 1); ; i = (i + 1) & (len(t.slots) - 1) {
 		n := int(t.slots[i])
 		if n == 0 {
 			return i, false
 		}
-		if bytes.Equal(t.records[(n-1)*recordSize:][:16], r[:16]) {
+		if old := t.records[(n-1)*recordSize:]; binary.LittleEndian.Uint64(old[8:]) == ino && binary.LittleEndian.Uint64(old) == dev {
 			return i, true
 		}
 	}

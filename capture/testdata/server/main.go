@@ -22,7 +22,11 @@ func main() {
 	grow := flag.String("grow", "", "a file that is written to")
 	wait := flag.Bool("wait", false, "wait for ever when -spare is missing")
 	fail := flag.Bool("fail", false, "complain and end")
+	look := flag.String("look", "", "a file that need not exist")
 	flag.Parse()
+	if _, err := os.Stat(*look); err == nil {
+		log.Fatal("it is there")
+	}
 	if *fail {
 		log.Fatal("the configuration makes no sense")
 	}

@@ -72,6 +72,18 @@ func run(verb string, args []string) error {
 			return err
 		}
 		return c.Wait()
+	case "listen": // ADDRESS
+		l, err := net.Listen("tcp", args[0])
+		if err != nil {
+			return err
+		}
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return err
+			}
+			_ = c.Close()
+		}
 	case "ask": // SOCKET
 		_, err := ask(args[0])
 		return err

@@ -16,7 +16,7 @@ import (
 type opened struct {
 	snapshot *manifest.Snapshot
 	reader   *store.Reader
-	offline  error  // why the source could not be asked; nil if it was
+	offline  error // why the source could not be asked; nil if it was
 }
 
 // patience is how long a source may take to name its newest snapshot when one

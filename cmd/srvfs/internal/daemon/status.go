@@ -28,21 +28,15 @@ type Status struct {
 	Content    store.Tally    `json:"content"`
 	Units      []UnitStatus   `json:"units,omitempty"`
 	Instance   *service.State `json:"instance,omitempty"`
-	Upcalls    uint64         `json:"upcalls"` // requests of the kernel that the view has answered
+	// Upcalls counts the kernel's requests that the view has answered, by
+	// operation.
+	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
 }
 
 // A UnitStatus tells of one unit's main process.
 type UnitStatus struct {
 	Name string `json:"name"`
 	PID  int    `json:"pid"`
-}
-
-// upcalls returns how many requests of the kernel the view has answered.
-func (v *view) upcalls() (n uint64) {
-	for _, k := range v.Stats().Upcalls {
-		n += k
-	}
-	return n
 }
 
 func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
@@ -59,7 +53,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.upcalls()}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {

@@ -1,18 +1,14 @@
 package service
 
 import (
-	"context"
-	"errors"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-
 	"testing"
 	"time"
 
@@ -75,6 +71,24 @@ func TestSimple(t *testing.T) {
 			t.Errorf("after stop: %v, %v", left, err)
 		}
 	})
+}
+
+// A port of the service is a port of the host.
+func TestNetworkIsTheCallers(t *testing.T) {
+	w := newWorld(t)
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	addr := free.Addr().String()
+	must(t, free.Close())
+	u := manifest.Unit{Name: "a", Kind: manifest.Simple, Start: []manifest.Command{cmd("/bin/server", "listen", addr)}}
+	o := w.options(u)
+	o.Snapshot.Probes = []string{"tcp://" + addr}
+	i := w.start(o)
+	must(t, i.Check(soon(t)))
+	w.stop(i)
+	if err := i.Check(soon(t)); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("the probe of a stopped service: %v", err)
+	}
 }
 
 // As whom, where and with what a unit runs is the unit's word alone.
@@ -210,15 +224,6 @@ func TestForking(t *testing.T) {
 	}
 }
 
-// killed kills a process of a service.
-func killed(t *testing.T, pid int) {
-	t.Helper()
-	if pid <= 1 {
-		t.Fatalf("process %d", pid)
-	}
-	must(t, unix.Kill(pid, unix.SIGKILL))
-}
-
 // A pid file from before the start says nothing, and the process that it names
 // need not be an orphan.
 func TestForkingGuarded(t *testing.T) {
@@ -288,203 +293,6 @@ func TestOneshot(t *testing.T) {
 	}
 }
 
-func TestFailures(t *testing.T) {
-	fail := cmd("/bin/server", "fail", "7", "no", "such", "luck")
-	mayFail := fail
-	mayFail.MayFail = true
-	with := func(change func(*manifest.Unit)) manifest.Unit {
-		u := serving("a")
-		change(&u)
-		return u
-	}
-	cases := map[string]struct {
-		unit   manifest.Unit
-		probes []string
-		exit   string
-		words  []string // in the error
-		is     error
-	}{
-		"pre fails":  {unit: with(func(u *manifest.Unit) { u.Pre = []manifest.Command{mayFail, fail} }), exit: "exit status 7", words: []string{"unit a", "/bin/server fail 7", "exit status 7", "no such luck"}},
-		"post fails": {unit: with(func(u *manifest.Unit) { u.Post = []manifest.Command{fail} }), exit: "exit status 7"},
-		"oneshot fails": {unit: with(func(u *manifest.Unit) {
-			u.Kind, u.Start = manifest.Oneshot, []manifest.Command{cmd("/bin/server"), fail}
-		}), exit: "exit status 2"},
-		"forking fails":     {unit: with(func(u *manifest.Unit) { u.Kind, u.Start = manifest.Forking, []manifest.Command{fail} }), exit: "exit status 7"},
-		"ends at once":      {unit: with(func(u *manifest.Unit) { u.Start = []manifest.Command{fail} }), exit: "exit status 7", words: []string{"main process", "no such luck"}},
-		"ends with success": {unit: with(func(u *manifest.Unit) { u.Start = []manifest.Command{cmd("/bin/sh", "-c", "exit 0")} }), exit: "exit status 0"},
-		"ends while probed": {unit: with(func(u *manifest.Unit) { u.Start = []manifest.Command{cmd("/bin/sh", "-c", "echo ouch; exit 4")} }), probes: []string{probing("a")}, exit: "exit status 4", words: []string{"ouch"}},
-		"no program":        {unit: with(func(u *manifest.Unit) { u.Start = []manifest.Command{cmd("/bin/nothing")} }), is: fs.ErrNotExist, words: []string{"/bin/nothing"}},
-		"wrong user": {unit: with(func(u *manifest.Unit) {
-			u.User = manifest.User{Name: "ghost", UID: 4242, GID: 4242}
-			u.Start[0] = cmd("/bin/server", "write", "/etc/x", "x")
-		}), exit: "exit status 1", words: []string{"permission denied"}},
-		"no folder":        {unit: with(func(u *manifest.Unit) { u.Dir = "/nowhere" }), is: fs.ErrNotExist, words: []string{"/nowhere"}},
-		"folder is a file": {unit: with(func(u *manifest.Unit) { u.Folders = []manifest.Folder{{Path: "/etc/greeting", Mode: 0o755}} }), words: []string{"/etc/greeting", "something else"}},
-		"never ready":      {unit: with(func(u *manifest.Unit) { u.Kind, u.StartMax = manifest.Notify, 300e6 }), words: []string{"READY=1", "300ms", "serving /run/a"}},
-		"notify ends":      {unit: with(func(u *manifest.Unit) { u.Kind, u.Start = manifest.Notify, []manifest.Command{fail} }), exit: "exit status 7"},
-		"pre never ends":   {unit: with(func(u *manifest.Unit) { u.StartMax, u.Pre = 300e6, []manifest.Command{cmd("/bin/server", "sleep")} }), words: []string{"300ms", "sleep"}},
-		"no pid file": {unit: with(func(u *manifest.Unit) {
-			u.Kind, u.PIDFile, u.StartMax, u.Start[0] = manifest.Forking, "/run/x.pid", 500e6, cmd("/bin/server", "daemon", "/run/a", "")
-		}), words: []string{"/run/x.pid", "500ms"}},
-		"probe silent":      {unit: serving("a"), probes: []string{probing("b")}, words: []string{"did not answer within 2s", "serving /run/a"}},
-		"probe of a second": {unit: serving("a"), probes: []string{probing("a"), "exec:/bin/server fail 9"}, words: []string{"9"}},
-	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			o := w.options(c.unit)
-			o.Snapshot.Probes, o.ReadyTimeout = c.probes, 2*time.Second
-			i, err := Start(soon(t), o)
-			se := w.failed(i, err)
-			if se == nil {
-				if name != "folder is a file" {
-					t.Fatalf("not a StartError: %v", err)
-				}
-				se = &StartError{}
-			}
-			if se.Exit != c.exit {
-				t.Errorf("exit %q", se.Exit)
-			}
-			if c.is != nil && !errors.Is(err, c.is) {
-				t.Errorf("it is not %v", c.is)
-			}
-			for _, word := range c.words {
-				if !strings.Contains(err.Error(), word) {
-					t.Errorf("the error lacks %q", word)
-				}
-			}
-		})
-	}
-}
-
-func TestStopOrderAndCommands(t *testing.T) {
-	w := newWorld(t)
-	a, b := serving("a"), serving("b")
-	a.Stop = []manifest.Command{cmd("/bin/server", "append", "/var/lib/data/log", "stop a $MAINPID", "${MAINPID}"), cmd("/bin/server", "fail", "1"), cmd("/bin/server", "die", "/run/a")}
-	b.Stop = []manifest.Command{cmd("/bin/sh", "-c", "echo stop b $MAINPID >> /var/lib/data/log")}
-	i := w.start(w.options(a, b))
-	pa, pb := w.ask("a").PID, w.ask("b").PID
-	w.stop(i)
-	want := "stop b " + strconv.Itoa(pb) + "\nstop a $MAINPID " + strconv.Itoa(pa) + "\n"
-	if got := w.upper("var/lib/data/log"); got != want {
-		t.Errorf("got  %q\nwant %q", got, want)
-	}
-	if b, err := os.ReadFile(filepath.Join(w.dir, logName)); err != nil || !strings.Contains(string(b), "I was told to die") {
-		t.Errorf("log %q, %v", b, err)
-	}
-}
-
-func TestStopKillsTheStubborn(t *testing.T) {
-	for name, limit := range map[string]time.Duration{"unit's bound": 0, "caller's bound": 300 * time.Millisecond} {
-		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
-			u := manifest.Unit{Name: "a", Kind: manifest.Simple, Start: []manifest.Command{cmd("/bin/server", "stubborn", "/run/a")}, StopMax: 300e6}
-			o := w.options(u)
-			o.Snapshot.Probes = []string{probing("a")}
-			ctx := soon(t)
-			if limit > 0 {
-				o.Snapshot.Units[0].StopMax = 60e9
-			}
-			i := w.start(o)
-			if limit > 0 {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeout(ctx, limit)
-				defer cancel()
-			}
-			began := time.Now()
-			if err := i.Stop(ctx); err != nil {
-				t.Error(err)
-			}
-			if took := time.Since(began); took < 250*time.Millisecond || took > 5*time.Second {
-				t.Errorf("stopped in %v", took)
-			}
-		})
-	}
-}
-
-// The signal is the unit's; children of the main process end with the sandbox.
-func TestStopSignal(t *testing.T) {
-	w := newWorld(t)
-	u := manifest.Unit{Name: "a", Kind: manifest.Simple, Signal: int(unix.SIGQUIT), StopMax: 20e9,
-		Start: []manifest.Command{cmd("/bin/sh", "-c", `trap 'echo quit > /var/lib/data/quit; exit 0' QUIT; trap : TERM; /bin/server stubborn /run/b & /bin/server sleep & wait; wait; wait`)}}
-	o := w.options(u)
-	o.Snapshot.Probes = []string{probing("b")}
-	i := w.start(o)
-	w.stop(i)
-	if got := w.upper("var/lib/data/quit"); got != "quit\n" {
-		t.Errorf("%q", got)
-	}
-}
-
-func TestDoneWhenTheSandboxDies(t *testing.T) {
-	w := newWorld(t)
-	i := w.start(w.options(serving("a")))
-	i.mu.Lock()
-	first := i.rec.Init.PID
-	i.mu.Unlock()
-	killed(t, first)
-	<-i.Done()
-	if i.Err() == nil {
-		t.Error("no reason")
-	}
-	if s := i.State(); s.Running || s.Reason == "" {
-		t.Errorf("%+v", s)
-	}
-	w.stop(i)
-}
-
-func TestDoneWhenAUnitDies(t *testing.T) {
-	w := newWorld(t)
-	i := w.start(w.options(serving("a"), serving("b")))
-	c := w.dial("b")
-	if _, err := c.Write([]byte("die\n")); err != nil {
-		t.Fatal(err)
-	}
-	<-i.Done()
-	if err := i.Err(); err == nil || !strings.Contains(err.Error(), "unit b") || !strings.Contains(err.Error(), "exit status 3") {
-		t.Errorf("it ended: %v", err)
-	}
-	if got := w.ask("a"); got.PID == 0 {
-		t.Error("the other unit does not go on")
-	}
-	_ = c.Close()
-	w.stop(i)
-}
-
-func TestOneAtATime(t *testing.T) {
-	w := newWorld(t)
-	o := w.options(serving("a"))
-	var started sync.WaitGroup
-	var mu sync.Mutex
-	var up []*Instance
-	for range 4 {
-		started.Go(func() {
-			i, err := Start(soon(t), o)
-			mu.Lock()
-			defer mu.Unlock()
-			if err == nil {
-				up = append(up, i)
-			} else if !errors.Is(err, ErrRunning) {
-				t.Error(err)
-			}
-		})
-	}
-	started.Wait()
-	if len(up) != 1 {
-		t.Fatalf("%d started", len(up))
-	}
-	if err := Remove(soon(t), w.dir); !errors.Is(err, ErrRunning) {
-		t.Errorf("remove while it runs: %v", err)
-	}
-	w.ask("a")
-	var stopped sync.WaitGroup
-	for range 3 {
-		stopped.Go(func() { w.stop(up[0]) })
-	}
-	stopped.Wait()
-}
-
 // Services stand beside one another, each with its own root, on one tree.
 func TestSeveralAtOnce(t *testing.T) {
 	w := newWorld(t)
@@ -512,66 +320,6 @@ func TestSeveralAtOnce(t *testing.T) {
 	all.Wait()
 }
 
-func TestOtherSnapshot(t *testing.T) {
-	w := newWorld(t)
-	u := serving("a")
-	u.Pre = []manifest.Command{cmd("/bin/server", "write", "/var/lib/data/mine", "mine")}
-	o := w.options(u)
-	w.stop(w.start(o))
-	o.Snapshot.Root.Digest, o.Snapshot.Sequence = manifest.Sum([]byte("another")), 8
-	if _, err := Start(soon(t), o); !errors.Is(err, manifest.ErrStale) || !strings.Contains(err.Error(), "snapshot 7, not 8") {
-		t.Errorf("start over another snapshot: %v", err)
-	}
-	if got := w.upper("var/lib/data/mine"); got != "mine" {
-		t.Errorf("%q", got)
-	}
-	if s, err := Inspect(w.dir); err != nil || s.Sequence != 7 {
-		t.Errorf("%+v, %v", s, err)
-	}
-}
-
-// A start that fails over an upper from before loses nothing of it.
-func TestFailureKeepsUpper(t *testing.T) {
-	w := newWorld(t)
-	u := serving("a")
-	u.Pre = []manifest.Command{cmd("/bin/server", "write", "/var/lib/data/mine", "mine")}
-	o := w.options(u)
-	w.stop(w.start(o))
-	o.Snapshot.Units[0].Pre = []manifest.Command{cmd("/bin/server", "fail", "1")}
-	if _, err := Start(soon(t), o); err == nil {
-		t.Fatal("it started")
-	}
-	if got := w.upper("var/lib/data/mine"); got != "mine" {
-		t.Errorf("%q", got)
-	}
-	o.Snapshot.Units[0].Pre = []manifest.Command{cmd("/bin/server", "same", "/var/lib/data/mine", "mine")}
-	w.start(o)
-}
-
-func TestCancelledStart(t *testing.T) {
-	w := newWorld(t)
-	u := serving("a")
-	u.Pre = []manifest.Command{cmd("/bin/server", "serve", "/run/pre")}
-	ctx, cancel := context.WithCancel(soon(t))
-	go func() {
-		for { // until it waits for the command that never ends
-			if c, err := net.Dial("unix", filepath.Join(w.dir, "run/pre")); err == nil {
-				_ = c.Close()
-				cancel()
-				return
-			}
-			if ctx.Err() != nil {
-				return
-			}
-		}
-	}()
-	i, err := Start(ctx, w.options(u))
-	w.failed(i, err)
-	if !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
-	}
-}
-
 func TestOddPaths(t *testing.T) {
 	w := newWorld(t)
 	w.layer()
@@ -593,33 +341,4 @@ func TestOddPaths(t *testing.T) {
 	}
 	w.stop(i)
 	must(t, Remove(soon(t), o.Dir))
-}
-
-func TestRefusesOptions(t *testing.T) {
-	w := newWorld(t)
-	for name, change := range map[string]func(*Options){
-		"no snapshot":      func(o *Options) { o.Snapshot = nil },
-		"name leads out":   func(o *Options) { o.Name = "../x" },
-		"relative dir":     func(o *Options) { o.Dir = "web" },
-		"unclean dir":      func(o *Options) { o.Dir += "/../x" },
-		"no tree":          func(o *Options) { o.Tree = "" },
-		"gate alone":       func(o *Options) { o.Gate = o.Tree },
-		"bad probe":        func(o *Options) { o.Snapshot.Probes = []string{"gopher://x"} },
-		"bad variable":     func(o *Options) { o.Env = []string{"=x"} },
-		"paths too long":   func(o *Options) { o.Tree = "/" + strings.Repeat("x/", 2040) + "x" },
-		"tree not there":   func(o *Options) { o.Tree = w.tree + "-not" },
-		"no folder for it": func(o *Options) { o.Dir = "/nowhere/at/all" },
-	} {
-		o := w.options(serving("a"))
-		change(&o)
-		i, err := Start(soon(t), o)
-		if err == nil {
-			w.stop(i)
-			t.Errorf("%s: it started", name)
-		}
-		t.Logf("%s: %v", name, err)
-	}
-	if _, err := os.Lstat(w.dir); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("something is left: %v", err)
-	}
 }

@@ -1,0 +1,245 @@
+package capture
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/manifest"
+)
+
+// An edition is what is published together.
+type edition struct {
+	snapshot []byte
+	meta     metaSet
+	index    []byte
+}
+
+// nextSequence returns the number for a new snapshot of service. It holds only
+// for whoever holds the lock.
+func (l *Library) nextSequence(service string) (uint64, error) {
+	all, err := l.all()
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range all {
+		if p.Service == service {
+			return p.Sequence + 1, nil
+		}
+	}
+	return 1, nil
+}
+
+// publish numbers snap, and makes it the latest of its service. The edition's
+// snapshot is encoded here, since only the holder of the lock knows the number.
+func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err error) {
+	unlock, err := l.lock()
+	if err != nil {
+		return Published{}, err
+	}
+	defer unlock()
+	defer func() {
+		if err != nil {
+			if errors.Is(err, unix.ENOSPC) {
+				err = fmt.Errorf("%w: %w", manifest.ErrNoSpace, err)
+			}
+			err = fmt.Errorf("publish %s in %s: %w", snap.Service, l.dir, err)
+		}
+	}()
+	all, err := l.all()
+	if err != nil {
+		return Published{}, err
+	}
+	if snap.Sequence, err = l.nextSequence(snap.Service); err != nil {
+		return Published{}, err
+	}
+	if ed.snapshot, err = snap.Encode(); err != nil {
+		return Published{}, err
+	}
+	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot)}
+	if err := l.write(p, ed); err != nil {
+		return Published{}, err
+	}
+	all = append([]Published{p}, all...)
+	kept := all[:0:0]
+	count := map[string]int{}
+	for _, q := range all {
+		if count[q.Service]++; count[q.Service] <= Kept {
+			kept = append(kept, q)
+		}
+	}
+	if err := l.setCurrent(kept); err != nil {
+		return Published{}, err
+	}
+	return p, l.sweep(kept)
+}
+
+// write makes the folder of p, complete and on disk.
+func (l *Library) write(p Published, ed edition) error {
+	parent := filepath.Dir(l.folder(p))
+	if err := os.Mkdir(parent, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// A folder of this number that "current" does not name is what a crash left.
+	if err := os.RemoveAll(l.folder(p)); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(parent, tempPrefix)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	for name, write := range map[string]func(*bufio.Writer) error{
+		"snapshot": func(w *bufio.Writer) error { _, err := w.Write(ed.snapshot); return err },
+		"index":    func(w *bufio.Writer) error { _, err := w.Write(ed.index); return err },
+		"meta":     ed.meta.writeTo,
+	} {
+		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
+			return err
+		}
+	}
+	if err := syncDir(tmp); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, l.folder(p)); err != nil {
+		return err
+	}
+	if err := syncDir(parent); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(parent))
+}
+
+// tempPrefix begins the names of what is not complete. No service has such a
+// name, and no snapshot such a number.
+const tempPrefix = ".new-"
+
+func (l *Library) setCurrent(all []Published) error {
+	name := filepath.Join(l.dir, "current")
+	err := writeFile(name+".new", func(w *bufio.Writer) error {
+		if _, err := fmt.Fprintln(w, currentMagic); err != nil {
+			return err
+		}
+		for _, p := range all {
+			if _, err := fmt.Fprintf(w, "%s %d %s\n", p.Service, p.Sequence, p.Digest); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		return err
+	}
+	return syncDir(l.dir)
+}
+
+// sweep removes the folders that "current" does not name: retired snapshots,
+// and what a crash left.
+func (l *Library) sweep(kept []Published) error {
+	keep := map[string]bool{}
+	for _, p := range kept {
+		keep[l.folder(p)] = true
+		keep[filepath.Dir(l.folder(p))] = true
+	}
+	services, err := os.ReadDir(filepath.Join(l.dir, "snapshots"))
+	if err != nil {
+		return err
+	}
+	for _, s := range services {
+		dir := filepath.Join(l.dir, "snapshots", s.Name())
+		if !keep[dir] {
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+			continue
+		}
+		editions, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range editions {
+			if d := filepath.Join(dir, e.Name()); !keep[d] {
+				if err := os.RemoveAll(d); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// Remove takes the service and all its snapshots out of the library. The error
+// wraps [manifest.ErrNotFound] if it is unknown.
+func (l *Library) Remove(service string) error {
+	unlock, err := l.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := l.latest(service); err != nil {
+		return err
+	}
+	all, err := l.all()
+	if err != nil {
+		return err
+	}
+	kept := slices.DeleteFunc(all, func(p Published) bool { return p.Service == service })
+	if err := l.setCurrent(kept); err != nil {
+		return fmt.Errorf("remove %s from %s: %w", service, l.dir, err)
+	}
+	return l.sweep(kept)
+}
+
+// lock waits for whoever else publishes: the time of some writes and an fsync.
+func (l *Library) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(l.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("library %s: %w", l.dir, err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { _ = f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			_ = f.Close()
+			return nil, fmt.Errorf("library %s: lock: %w", l.dir, err)
+		}
+		time.Sleep(5 * time.Millisecond) // flock with a deadline does not exist
+	}
+}
+
+func writeFile(name string, write func(*bufio.Writer) error) error {
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<18)
+	err = write(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func syncDir(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
