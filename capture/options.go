@@ -36,7 +36,7 @@ type Options struct {
 
 	Log *slog.Logger // nil is none
 	// Progress, if not nil, is called at the end of each step: "find", "trace",
-	// "close", "build", "verify", "publish". The steps close to verify come
+	// "close", "build", "verify", "publish". The steps build and verify come
 	// again when a verification has found something missing.
 	Progress func(step string, took time.Duration, detail string)
 }

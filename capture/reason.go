@@ -15,7 +15,7 @@ const (
 	ClassUser    Class = iota + 1 // the administrator named it
 	ClassTraced                   // the service used it
 	ClassLibrary                  // a program or library that is in needs it
-	ClassRule                     // a rule asks for it; see [Rules]
+	ClassRule                     // a rule asks for it; see rules.go
 	ClassPackage                  // it belongs to a package that the service needs
 )
 

@@ -274,7 +274,7 @@ func TestWarmViewIsNotAsked(t *testing.T) {
 				_, err = os.Readlink(path)
 			}
 			if _, err := os.Lstat(path + ".no"); !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) && !errors.Is(err, syscall.ENAMETOOLONG) {
-				return fmt.Errorf("a name that is not there: %v", err)
+				return fmt.Errorf("a name that is not there: %w", err)
 			}
 			return err
 		}))

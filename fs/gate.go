@@ -123,7 +123,7 @@ func (v *View) admit(ctx context.Context, c manifest.Content) error {
 		ctx = brief
 	}
 	err := call.wait(ctx)
-	if err == errStream {
+	if errors.Is(err, errStream) {
 		v.background(c) // joins the call before this one leaves it
 	}
 	return err

@@ -432,3 +432,13 @@ func copyFile(t *testing.T, from, to string) {
 	must(t, err)
 	must(t, dst.Close())
 }
+
+func TestLowerEscapes(t *testing.T) {
+	w := newWorld(t, func(dir string) { write(t, dir+"/f", "x") })
+	w.mnt, w.blobs = w.dir+`/m:n,o\p q`, w.dir+`/b:,\`
+	must(t, os.Mkdir(w.mnt, 0o755))
+	must(t, os.Mkdir(w.blobs, 0o755))
+	w.source.Blobs = w.blobs
+	w.mount(fs.Options{Layout: fs.Layers})
+	sameBytes(t, w.origin+"/f", w.overlay()+"/f")
+}

@@ -64,7 +64,7 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	ctx, end := v.operation(cancel, in.Pid)
 	defer end()
 	n, err := h.file.ReadAt(ctx, buf, off)
-	if n < len(buf) && (err == nil || err == io.EOF) {
+	if n < len(buf) && (err == nil || errors.Is(err, io.EOF)) {
 		err = fmt.Errorf("%d bytes at %d of %d, %d wanted: %w", n, off, c.Size, len(buf), manifest.ErrCorrupt)
 	}
 	if n < len(buf) {

@@ -174,30 +174,35 @@ func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) er
 		}
 	}
 	n.class = t.classOf(c)
+	rec := appendRecord(nil, e, c.parts)
 	if e.Link != 0 {
 		one, seen := t.links[e.Link]
 		if !seen {
 			one, seen = links[e.Link]
 		}
-		if !seen {
+		switch {
+		case !seen:
 			links[e.Link] = s
-		} else {
-			// Two names of one file that say different things of it would show
-			// one of them wrong, and the kernel a node that changes its type.
-			if m := t.at(one); m.class != n.class || m.value != n.value || m.digest != n.digest || m.sec != n.sec || m.nsec != n.nsec {
-				return fmt.Errorf("entry %.300q differs from the other names of its file: %w", e.Name, manifest.ErrInvalid)
-			}
-			// The rest of what an alias says is never read.
-			alias := *e
-			alias.Links, alias.Chunks, alias.Target, alias.Xattrs = 1, manifest.Digest{}, "", nil
+		case t.same(one, n, rec[1+len(e.Name):]):
 			n.class = t.classOf(class{mode: c.mode, uid: c.uid, gid: c.gid, parts: partAlias})
 			n.value = uint64(one)
-			n.record, err = t.store(appendRecord(nil, &alias, 0))
-			return err
+			rec = rec[:1+len(e.Name)] // the rest is the first name's
 		}
+		// Names of one file that say different things of it (it changed while it
+		// was captured, or somebody is playing) are shown as files of their own: a
+		// node is one thing.
 	}
-	n.record, err = t.store(appendRecord(nil, e, c.parts))
+	n.record, err = t.store(rec)
 	return err
+}
+
+// same reports whether the node in s says the same as n, of which parts is the
+// rest of the record.
+func (t *table) same(s slot, n *node, parts []byte) bool {
+	m := t.at(s)
+	r := t.record(m)
+	r.name()
+	return m.class == n.class && m.value == n.value && m.digest == n.digest && m.sec == n.sec && m.nsec == n.nsec && bytes.HasPrefix(r.b, parts)
 }
 
 // slotFor returns the node at s, which may lie one block beyond those there are.

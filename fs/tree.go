@@ -175,7 +175,10 @@ func (v *View) operation(cancel <-chan struct{}, caller uint32) (context.Context
 // explain replaces a context's bare error by its cause, if err is one.
 func explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
-		return fmt.Errorf("%w (%v)", cause, err)
+		if errors.Is(err, cause) {
+			return err
+		}
+		return fmt.Errorf("%w (%w)", cause, err)
 	}
 	return err
 }

@@ -298,6 +298,15 @@ func TestSilentInTheMiddle(t *testing.T) {
 	w := newWorld(t, ServerOptions{})
 	big := make([]byte, 64<<20)
 	d := w.lib.add("web", big)
+	frozen := make(chan struct{})
+	w.lib.gate = func(ctx context.Context) error {
+		select {
+		case <-frozen:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	w.pair(ClientOptions{})
 	r := newRelay(t, w.addr)
 	src := w.src()
@@ -308,6 +317,7 @@ func TestSilentInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.freeze()
+	close(frozen) // what the source sends now is lost
 	within(t, 2*testDeadline+slack, func() {
 		_, err := io.Copy(io.Discard, body)
 		wantErr(t, err, manifest.ErrUnavailable, "no answer", r.addr)
