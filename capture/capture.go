@@ -240,7 +240,7 @@ func (c *capturing) trace(ctx context.Context) (string, error) {
 	}
 	accesses, gaps, err := c.instance(s).run(ctx)
 	if err != nil {
-		return "", fmt.Errorf("the service does not work in the sandbox, in which nothing is changed yet: %w%s", err, logTail(c.log, 0))
+		return "", fmt.Errorf("%w in the sandbox, in which nothing is changed yet: %w%s", manifest.ErrUnhealthy, err, logTail(c.log, 0))
 	}
 	c.accesses = accesses
 	for _, g := range gaps {

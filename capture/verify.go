@@ -1,6 +1,8 @@
 package capture
 
 import (
+	"srvfs/manifest"
+
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +64,7 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 		} else if out := c.leftOut(accesses); len(out) > 0 {
 			what = "it looked for these, which exist on the source and were left out: " + few(out)
 		}
-		return nil, fmt.Errorf("the service does not work from the snapshot: %w; %s%s", failed, what, logTail(c.log, info.Size()))
+		return nil, fmt.Errorf("%w from the snapshot: %w; %s%s", manifest.ErrUnhealthy, failed, what, logTail(c.log, info.Size()))
 	}
 	c.accesses = accesses
 	return nil, nil

@@ -18,6 +18,8 @@ var (
 	ErrNoSpace = errors.New("no space left in the store")
 	// ErrDenied: the peer is not paired, or not for this service.
 	ErrDenied = errors.New("not permitted")
+	// ErrUnhealthy: the service does not start, or its probes do not answer.
+	ErrUnhealthy = errors.New("the service does not work")
 	// ErrInvalid: what was decoded or given is malformed.
 	ErrInvalid = errors.New("invalid")
 )

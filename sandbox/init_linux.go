@@ -13,9 +13,11 @@ const (
 )
 
 func init() {
-	if len(os.Args) > 0 && os.Args[0] == stageName {
-		// Credentials, a seccomp filter and a tracer belong to a thread. The
-		// main goroutine runs on the main thread until here; keep it there.
+	if len(os.Args) > 0 && (os.Args[0] == stageName || os.Args[0] == initName) {
+		// Credentials, a seccomp filter and a tracer belong to a thread, and
+		// /proc/PID/root is the main thread's. The main goroutine runs on the
+		// main thread until here; keep it there, and all others off it: process
+		// 1 has a thread that stays in the caller's root.
 		runtime.LockOSThread()
 	}
 }

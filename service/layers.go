@@ -36,7 +36,7 @@ var escape = strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`)
 func overlayData(l Layers, upper, work string) (string, error) {
 	var b strings.Builder
 	b.WriteString("lowerdir=" + escape.Replace(l.Tree))
-	for _, data := range []string{l.Gate, l.Blobs} {
+	for _, data := range []string{l.Gate, l.Blobs, l.Failed} {
 		if data != "" {
 			b.WriteString("::" + escape.Replace(data))
 		}
@@ -49,14 +49,14 @@ func overlayData(l Layers, upper, work string) (string, error) {
 }
 
 // layered reports whether l needs data-only layers.
-func (l Layers) layered() bool { return l.Gate != "" || l.Blobs != "" }
+func (l Layers) layered() bool { return l.Gate != "" || l.Blobs != "" || l.Failed != "" }
 
 // check refuses what the kernel would refuse without saying why.
 func (l Layers) check() error {
-	if l.Gate != "" && l.Blobs == "" {
-		return fmt.Errorf("gate %s without blobs: %w", l.Gate, manifest.ErrInvalid)
+	if l.layered() && l.Blobs == "" {
+		return fmt.Errorf("gate %q or failed %q without blobs: %w", l.Gate, l.Failed, manifest.ErrInvalid)
 	}
-	for what, p := range map[string]string{"tree": l.Tree, "gate": l.Gate, "blobs": l.Blobs} {
+	for what, p := range map[string]string{"tree": l.Tree, "gate": l.Gate, "blobs": l.Blobs, "failed": l.Failed} {
 		if p == "" && what != "tree" {
 			continue
 		}

@@ -15,7 +15,7 @@ import (
 var ErrRunning = errors.New("in use")
 
 // Layers are the folders that a root is built from. Overlayfs takes them as
-// lowerdir=Tree::Gate::Blobs.
+// lowerdir=Tree::Gate::Blobs::Failed.
 type Layers struct {
 	// Tree is the lowest visible layer: a plain folder, a plain view, or, with
 	// Blobs, a tree of which every regular file carries the two xattrs
@@ -26,6 +26,11 @@ type Layers struct {
 	// up in this order. Each may be empty: without Blobs nothing is
 	// redirected; without Gate, Blobs must be complete.
 	Gate, Blobs string
+	// Failed is a data-only layer that is asked when none of the others has
+	// the content, and answers with the reason: overlayfs reports the error of
+	// the last layer that it asked. Without it a program that opens a file whose
+	// content can't be had is told that there is no such file.
+	Failed string
 }
 
 // Options say what to start and where.
@@ -86,3 +91,6 @@ func (e *StartError) Error() string {
 
 // Unwrap returns the reason.
 func (e *StartError) Unwrap() error { return e.Err }
+
+// Is makes a StartError match [manifest.ErrUnhealthy].
+func (e *StartError) Is(target error) bool { return target == manifest.ErrUnhealthy }

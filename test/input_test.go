@@ -19,7 +19,7 @@ func TestWrongInputOnTheSource(t *testing.T) {
 		code       int
 		text, line string
 	}{
-		{3, "did you mean nginx.service", "srvd capture x --unit nginz --probe http://127.0.0.1/"},
+		{3, "did you mean nginx?", "srvd capture x --unit nginz --probe http://127.0.0.1/"},
 		{3, "no-such-package", "srvd capture x --unit nginx --package no-such-package"},
 		{3, "/no/such/path", "srvd capture x --unit nginx --include /no/such/path"},
 		{3, "no-such-init", "srvd capture x --init no-such-init"},
@@ -33,7 +33,7 @@ func TestWrongInputOnTheSource(t *testing.T) {
 		{1, "gopher", "srvd capture x --unit nginx --probe gopher://127.0.0.1/"},
 		{9, "status 404", "srvd capture x --unit nginx --timeout 2s --probe http://127.0.0.1/no-such-page"},
 		{9, "nginx", "echo 'bogus;' > /etc/nginx/conf.d/bad.conf; srvd capture x --unit nginx --probe http://127.0.0.1/; c=$?; rm /etc/nginx/conf.d/bad.conf; exit $c"},
-		{9, "exit status 3", "srvd capture x --exec '/bin/sh -c \"echo dying; exit 3\"' --timeout 2s --probe tcp://127.0.0.1:99"},
+		{9, "dying", "srvd capture x --exec '/bin/sh -c \"echo dying; exit 3\"' --timeout 2s --probe tcp://127.0.0.1:99"},
 		{3, "mail", "srvd show mail"},
 		{3, "/no/such/path", "srvd why web /no/such/path"},
 		{1, "in use", "srvd serve --listen 127.0.0.1:7077"},
@@ -104,7 +104,7 @@ func TestPairing(t *testing.T) {
 	}
 	s.on(s.standby, "srvfs pair "+token)
 	s.fails(s.standby, 4, "used", "srvfs pair "+token+" --state /tmp/other")
-	late := strings.TrimSpace(s.on(s.source, "srvd pair --expires 1ms"))
+	late := strings.TrimSpace(s.on(s.source, "srvd pair --expires 1s; sleep 1.1"))
 	s.fails(s.standby, 4, "expired", "srvfs pair "+late)
 	s.fails(s.standby, 1, "token", "srvfs pair "+token[:len(token)-4]+"aaaa")
 

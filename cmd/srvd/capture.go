@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -61,7 +62,7 @@ are not read again.
 				}
 				o.Exec = argv
 			}
-			o.Name, o.StateDir, o.Log = args[0], p.state, p.log()
+			o.Name, o.StateDir, o.Log = args[0], p.state, p.logFrom(slog.LevelWarn)
 			out := c.OutOrStdout()
 			start := time.Now()
 			if !quiet {

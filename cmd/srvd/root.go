@@ -37,7 +37,11 @@ and serves snapshots to hosts that were paired with this one.`,
 }
 
 func (p *program) log() *slog.Logger {
-	level := slog.LevelInfo
+	return p.logFrom(slog.LevelInfo)
+}
+
+// logFrom returns a log of that level and above, or of all with --verbose.
+func (p *program) logFrom(level slog.Level) *slog.Logger {
 	if p.verbose {
 		level = slog.LevelDebug
 	}

@@ -71,7 +71,8 @@ func mountpointPath(path string) (string, error) {
 }
 
 func (p *program) umountCmd() *cobra.Command {
-	return &cobra.Command{
+	var lazy bool
+	c := &cobra.Command{
 		Use:     "umount MOUNTPOINT",
 		Aliases: []string{"unmount"},
 		Short:   "unmount a view",
@@ -86,9 +87,11 @@ func (p *program) umountCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return p.do(c.Context(), "umount", control.Call{Mountpoint: abs}, nil, nil)
+			return p.do(c.Context(), "umount", control.Call{Mountpoint: abs, Force: lazy}, nil, nil)
 		},
 	}
+	c.Flags().BoolVarP(&lazy, "lazy", "l", false, "unmount it even while it is used; what uses it gets errors")
+	return c
 }
 
 // newHelper is the command that mount(8) calls:

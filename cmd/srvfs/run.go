@@ -33,7 +33,7 @@ took. The service has mount, pid, uts and ipc namespaces of its own, and this
 host's network.
 
 A service that ran here before goes on with its snapshot and with what it wrote;
---update moves it to the source's newest snapshot. A NAME alone starts such a
+--update --discard gives that up and starts from the newest snapshot. A NAME alone starts such a
 service again. If the source can't be asked, what is stored here is used.
 
 ` + cli.Codes,
@@ -69,7 +69,8 @@ service again. If the source can't be asked, what is stored here is used.
 		},
 	}
 	c.Flags().StringVar(&call.Name, "name", "", "the service's name here (default: its name on the source)")
-	c.Flags().BoolVar(&call.Update, "update", false, "move a service that ran here before to the source's newest snapshot")
+	c.Flags().BoolVar(&call.Update, "update", false, "move a service that ran here before to the source's newest snapshot; needs --discard")
+	c.Flags().BoolVar(&call.Force, "discard", false, "with --update: give up what the service wrote here")
 	c.Flags().DurationVar(&call.Timeout, "timeout", 30*time.Second, "how long the probes may take to answer")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c

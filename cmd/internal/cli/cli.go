@@ -46,9 +46,6 @@ const Codes = `Exit codes:
 // ErrUsage marks a mistake in the command line.
 var ErrUsage = errors.New("usage")
 
-// ErrUnhealthy marks a service that does not start, or does not answer.
-var ErrUnhealthy = errors.New("the service does not work")
-
 // ErrRoot marks a command that needs root rights and has none.
 var ErrRoot = errors.New("needs root rights")
 
@@ -63,7 +60,7 @@ var table = []struct {
 	{context.Canceled, "canceled", Interrupted, ""},
 	{ErrUsage, "usage", Usage, ""},
 	{ErrRoot, "root", Denied, "run it as root, for example with sudo"},
-	{ErrUnhealthy, "unhealthy", Unhealthy, ""},
+	{manifest.ErrUnhealthy, "unhealthy", Unhealthy, ""},
 	{manifest.ErrNoSpace, "nospace", NoSpace, "free some space, or choose another state folder with --state"},
 	{manifest.ErrCorrupt, "corrupt", Damaged, ""},
 	{manifest.ErrStale, "stale", Stale, "run `srvd capture` on the source again"},

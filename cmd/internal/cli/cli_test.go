@@ -12,7 +12,7 @@ import (
 )
 
 func TestErrorsKeepTheirKindAcrossTheSocket(t *testing.T) {
-	for _, sentinel := range []error{manifest.ErrNotFound, manifest.ErrCorrupt, manifest.ErrStale, manifest.ErrUnavailable, manifest.ErrNoSpace, manifest.ErrDenied, manifest.ErrInvalid, ErrUnhealthy, ErrRoot, context.Canceled} {
+	for _, sentinel := range []error{manifest.ErrNotFound, manifest.ErrCorrupt, manifest.ErrStale, manifest.ErrUnavailable, manifest.ErrNoSpace, manifest.ErrDenied, manifest.ErrInvalid, manifest.ErrUnhealthy, ErrRoot, context.Canceled} {
 		err := fmt.Errorf("file /x: %w", sentinel)
 		got := Remote(Name(err), err.Error())
 		if !errors.Is(got, sentinel) || got.Error() != err.Error() {

@@ -200,7 +200,7 @@ func (d *daemon) endAll() error {
 		go func() { errs <- d.stop(ctx, name, quiet{}) }()
 	}
 	for _, mountpoint := range mountpoints {
-		go func() { errs <- d.unmount(ctx, mountpoint) }()
+		go func() { errs <- d.unmount(ctx, mountpoint, true) }()
 	}
 	var all []error
 	for range len(names) + len(mountpoints) {

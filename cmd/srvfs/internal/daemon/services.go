@@ -84,8 +84,18 @@ func (d *daemon) stored(r *serviceRecord) (*manifest.Snapshot, error) {
 // choose returns the snapshot to run: the one that the service had here, or
 // the latest if it is new here or is to be updated.
 func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecord) (*opened, error) {
-	if known == nil || c.Update {
+	if known == nil {
 		return d.latest(ctx, c.Source, c.Service)
+	}
+	if c.Update {
+		o, err := d.latest(ctx, c.Source, c.Service)
+		if err != nil || o.snapshot.Sequence == known.Sequence {
+			return o, err
+		}
+		if !c.Force {
+			return nil, fmt.Errorf("service %s stands on snapshot %d, and what it wrote here belongs to that; --discard gives it up and starts from snapshot %d: %w", known.Name, known.Sequence, o.snapshot.Sequence, manifest.ErrInvalid)
+		}
+		return o, service.Remove(ctx, d.rootDir(known.Name))
 	}
 	s, err := d.stored(known)
 	if err != nil {
@@ -197,7 +207,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {
 	layers := service.Layers{Tree: v.mountpoint}
 	if layered {
-		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir()}
+		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed")}
 	}
 	var mu sync.Mutex
 	inst, err := service.Start(ctx, service.Options{
@@ -208,18 +218,8 @@ func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, 
 			out.Step(step, took, "")
 		},
 	})
-	var failed *service.StartError
-	if errors.As(err, &failed) {
-		return nil, fmt.Errorf("%w%w", err, unhealthy{})
-	}
 	return inst, err
 }
-
-// unhealthy gives a start's error its kind, without text of its own.
-type unhealthy struct{}
-
-func (unhealthy) Error() string { return "" }
-func (unhealthy) Unwrap() error { return cli.ErrUnhealthy }
 
 func (d *daemon) stopOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
 	return nil, d.stop(ctx, c.Name, out)

@@ -233,10 +233,10 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 }
 
 func (d *daemon) unmountOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
-	return nil, d.unmount(ctx, c.Mountpoint)
+	return nil, d.unmount(ctx, c.Mountpoint, c.Force)
 }
 
-func (d *daemon) unmount(ctx context.Context, mountpoint string) error {
+func (d *daemon) unmount(ctx context.Context, mountpoint string, lazy bool) error {
 	unlock, err := d.lock(ctx, "mount "+mountpoint)
 	if err != nil {
 		return err
@@ -251,24 +251,23 @@ func (d *daemon) unmount(ctx context.Context, mountpoint string) error {
 	if v.service != "" {
 		return fmt.Errorf("the view at %s belongs to the service %s; use `srvfs stop %s`: %w", mountpoint, v.service, v.service, manifest.ErrInvalid)
 	}
-	return d.hide(ctx, v)
-}
-
-// hide unmounts a view.
-func (d *daemon) hide(ctx context.Context, v *view) error {
-	v.cancel()
-	if err := v.Unmount(ctx); err != nil {
-		if errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("%s is in use; end what uses it (`fuser -vm %s` tells)%w", v.mountpoint, v.mountpoint, silentBusy{err})
-		}
+	if lazy {
+		return d.hide(ctx, v)
+	}
+	if err := v.TryUnmount(); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("unmount %s: %w: end what uses it (`fuser -vm %s` tells), or use --lazy", mountpoint, err, mountpoint)
+	} else if err != nil {
 		return err
 	}
 	d.forget(v)
 	return nil
 }
 
-// silentBusy keeps a cause without repeating its text.
-type silentBusy struct{ error }
-
-func (silentBusy) Error() string   { return "" }
-func (s silentBusy) Unwrap() error { return s.error }
+// hide unmounts a view, and cuts it off from those who still use it.
+func (d *daemon) hide(ctx context.Context, v *view) error {
+	if err := v.Unmount(ctx); err != nil {
+		return err
+	}
+	d.forget(v)
+	return nil
+}
