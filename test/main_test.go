@@ -19,6 +19,7 @@ var binaries string
 
 func TestMain(m *testing.M) {
 	sandbox.Init()
+	world.Private()
 	os.Exit(run(m))
 }
 

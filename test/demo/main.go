@@ -21,6 +21,7 @@ import (
 
 func main() {
 	sandbox.Init()
+	world.Private()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	err := run(ctx)

@@ -4,6 +4,6 @@
 // as a person would by ssh: programs run in it and see only it.
 //
 // A world leaves nothing behind. Its namespaces, and with them every mount and
-// process in them, vanish when the process that made it ends, however it ends;
-// Close also removes its folders and reports what had been left running.
+// process in them, vanish when the process that made it ends, however it ends
+// (see Private); Close also removes its disk, and reports mounts that are left.
 package world

@@ -37,7 +37,6 @@ type Host struct {
 	dir    string // of the world
 	sb     *sandbox.Sandbox
 	anchor *sandbox.Process // keeps a pid by which tools find the namespaces
-	owned  bool             // Root is the world's to remove
 	mu     sync.Mutex
 	logs   int
 }
@@ -45,21 +44,29 @@ type Host struct {
 // environment is what programs on a host see.
 var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"}
 
-// New makes a world without hosts, with its folders below dir.
-func New(ctx context.Context, dir string) (*World, error) {
+// New makes a world without hosts, on a disk of its own below dir.
+func New(ctx context.Context, dir string) (_ *World, err error) {
+	dir = filepath.Join(dir, "disk")
+	if err := disk(dir); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeDisk(dir))
+		}
+	}()
 	w := &World{dir: dir}
 	b := &Host{Name: "bridge", dir: dir, Root: "/"}
 	if err := b.start(ctx, nil); err != nil {
 		return nil, err
 	}
 	w.bridge = b
-	if err := b.ip(ctx, "link add br0 type bridge"); err == nil {
+	err = b.ip(ctx, "link add br0 type bridge")
+	if err == nil {
 		err = b.ip(ctx, "link set br0 up")
-		if err != nil {
-			return nil, errors.Join(err, w.Close())
-		}
-	} else {
-		return nil, errors.Join(err, w.Close())
+	}
+	if err != nil {
+		return nil, errors.Join(err, b.sb.Stop(ctx))
 	}
 	return w, nil
 }
@@ -70,7 +77,7 @@ func (w *World) Host(ctx context.Context, name string, kind RootKind) (*Host, er
 	if err := kind.Extract(ctx, root); err != nil {
 		return nil, err
 	}
-	return w.boot(ctx, &Host{Name: name, Root: root, owned: true})
+	return w.boot(ctx, &Host{Name: name, Root: root})
 }
 
 // Client adds a host that shares this machine's root folder: for talking to the
@@ -81,7 +88,7 @@ func (w *World) Client(ctx context.Context) (*Host, error) {
 
 // Reboot starts a host again after Crash, with nothing but its disk.
 func (w *World) Reboot(ctx context.Context, old *Host) (*Host, error) {
-	return w.boot(ctx, &Host{Name: old.Name, Root: old.Root, owned: old.owned})
+	return w.boot(ctx, &Host{Name: old.Name, Root: old.Root})
 }
 
 func (w *World) boot(ctx context.Context, h *Host) (*Host, error) {
@@ -316,7 +323,7 @@ func (h *Host) Processes() (map[int]string, error) {
 // them all mounts; its disk stays.
 func (h *Host) Crash(ctx context.Context) error { return h.sb.Stop(ctx) }
 
-// Close ends all hosts and removes their folders.
+// Close ends all hosts and removes their disk.
 func (w *World) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -327,24 +334,17 @@ func (w *World) Close() error {
 	if w.bridge != nil {
 		errs = append(errs, w.bridge.sb.Stop(ctx))
 	}
-	for _, h := range w.hosts {
-		if !h.owned {
-			continue
-		}
-		if mounts := mountsBelow(h.Root); len(mounts) > 0 {
-			errs = append(errs, fmt.Errorf("%s: mounts are left: %v", h.Name, mounts))
-			continue // removing the folder could reach through them
-		}
-		errs = append(errs, os.RemoveAll(h.Root))
+	if mounts := mountsBelow(w.dir); len(mounts) > 0 {
+		return errors.Join(append(errs, fmt.Errorf("mounts are left: %v", mounts))...)
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, removeDisk(w.dir))...)
 }
 
 func mountsBelow(dir string) []string {
 	b, _ := os.ReadFile("/proc/self/mountinfo")
 	var found []string
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
 			found = append(found, f[4])
 		}
 	}
