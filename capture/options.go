@@ -101,7 +101,7 @@ func (o *Options) check() error {
 		abs, err = filepath.EvalSymlinks(abs)
 	}
 	if err != nil {
-		return fmt.Errorf("capture %s: root %s: %v: %w", o.Name, o.Root, err, manifest.ErrNotFound)
+		return fmt.Errorf("capture %s: root %s: %w: %w", o.Name, o.Root, err, manifest.ErrNotFound)
 	}
 	o.Root = abs
 	if o.StateDir == "" {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -177,8 +178,8 @@ func (s *site) on(h *world.Host, line string) string {
 func (s *site) fails(h *world.Host, code int, text, line string) {
 	s.Helper()
 	_, err := h.Shell(s.ctx, line)
-	exit, ok := err.(*world.ExitError)
-	if !ok {
+	var exit *world.ExitError
+	if !errors.As(err, &exit) {
 		s.Errorf("%s: %s: got %v, want exit status %d", h.Name, line, err, code)
 		return
 	}

@@ -75,10 +75,10 @@ func (p *program) startDaemon(ctx context.Context) error {
 	defer timer.Stop()
 	select {
 	case line := <-answer:
-		switch {
-		case line == "ready":
+		switch line {
+		case "ready":
 			return cmd.Process.Release()
-		case line == alreadyRunning:
+		case alreadyRunning:
 			_ = cmd.Wait()
 			return p.awaitSocket(ctx)
 		}

@@ -63,11 +63,10 @@ func mountpointPath(path string) (string, error) {
 	if err != nil || abs == "/" {
 		return abs, err
 	}
-	parent, err := filepath.EvalSymlinks(filepath.Dir(abs))
-	if err != nil {
-		return abs, nil // the daemon says what is wrong with it
-	}
-	return filepath.Join(parent, filepath.Base(abs)), nil
+	if parent, err := filepath.EvalSymlinks(filepath.Dir(abs)); err == nil {
+		abs = filepath.Join(parent, filepath.Base(abs))
+	} // else the daemon says what is wrong with it
+	return abs, nil
 }
 
 func (p *program) umountCmd() *cobra.Command {

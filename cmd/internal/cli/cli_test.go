@@ -18,7 +18,7 @@ func TestErrorsKeepTheirKindAcrossTheSocket(t *testing.T) {
 		if !errors.Is(got, sentinel) || got.Error() != err.Error() {
 			t.Errorf("%v arrives as %v", err, got)
 		}
-		if a, _ := Code(err); a == OK || a == Failed && sentinel != manifest.ErrInvalid {
+		if a, _ := Code(err); a == OK || a == Failed && !errors.Is(sentinel, manifest.ErrInvalid) {
 			t.Errorf("%v has exit code %d", err, a)
 		}
 	}

@@ -172,7 +172,7 @@ func Do(ctx context.Context, state, op string, call Call, out Stream, result any
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("%w for %s: %v", ErrNoDaemon, state, unwrapURL(err))
+		return fmt.Errorf("%w for %s: %w", ErrNoDaemon, state, unwrapURL(err))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {

@@ -56,7 +56,7 @@ func (d *daemon) load(name string) (*serviceRecord, error) {
 	}
 	r := &serviceRecord{}
 	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("record of service %s: %v: %w", name, err, manifest.ErrInvalid)
+		return nil, fmt.Errorf("record of service %s: %w: %w", name, err, manifest.ErrInvalid)
 	}
 	return r, nil
 }
