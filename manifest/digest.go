@@ -53,7 +53,7 @@ func ParseDigest(s string) (Digest, error) {
 		return Digest{}, fmt.Errorf("digest %.80q: want 64 lower-case hexadecimal digits: %w", s, ErrInvalid)
 	}
 	if _, err := hex.Decode(d[:], []byte(h)); err != nil {
-		return Digest{}, fmt.Errorf("digest %.80q: %v: %w", s, err, ErrInvalid)
+		return Digest{}, fmt.Errorf("digest %.80q: %w: %w", s, err, ErrInvalid)
 	}
 	return d, nil
 }

@@ -184,7 +184,7 @@ func Do(ctx context.Context, state, op string, call Call, out Stream, result any
 	for sc.Scan() {
 		var e Event
 		if err := json.Unmarshal(sc.Bytes(), &e); err != nil {
-			return fmt.Errorf("the daemon's answer: %v: %w", err, manifest.ErrInvalid)
+			return fmt.Errorf("the daemon's answer: %w: %w", err, manifest.ErrInvalid)
 		}
 		switch {
 		case e.Step != nil && out != nil:
