@@ -1,0 +1,141 @@
+package test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"srvfs/test/world"
+)
+
+// A service can be found through its unit, its SysV script or a command, on
+// this host's root or on another: each snapshot runs on the standby.
+func TestEveryWayToCapture(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.check(world.SourceRoot.Extract(s.ctx, filepath.Join(s.source.Root, "mnt/disk")))
+	s.check(os.WriteFile(filepath.Join(s.source.Root, "mnt/disk/var/www/html/index.html"), []byte("from the dead disk\n"), 0o644))
+	const probe = " -q --probe http://127.0.0.1/"
+	s.on(s.source, "srvd capture script --init nginx"+probe)
+	s.on(s.source, `srvd capture command --exec "nginx -g 'daemon off;'"`+probe)
+	s.on(s.source, "srvd capture disk --root /mnt/disk --unit nginx.service"+probe)
+	s.serve()
+	s.paired()
+	for name, want := range map[string]string{"script": page, "command": page, "disk": "from the dead disk\n"} {
+		s.on(s.standby, "srvfs run "+s.source.Addr+"/"+name)
+		if got := s.get(s.standby, "/"); got != want {
+			t.Errorf("%s: the standby serves %q, want %q", name, got, want)
+		}
+		s.on(s.standby, "srvfs remove "+name)
+	}
+	s.noResidue(s.standby)
+
+	// The same source gives the same tree: a capture is a function of it.
+	roots := map[string]bool{}
+	for range 3 {
+		s.on(s.source, "srvd capture command --exec \"nginx -g 'daemon off;'\""+probe)
+		roots[strings.TrimSpace(s.on(s.source, `srvd list --json | grep -A7 '"command"' | grep root_digest`))] = true
+	}
+	if len(roots) != 1 {
+		t.Errorf("three captures of one state have the roots %v", roots)
+	}
+}
+
+// --include and --exclude, what stays out by rule, and secrets.
+func TestWhatGoesIn(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "mkdir -p /opt/data/cache /root/.ssh; echo a > /opt/data/a; echo b > /opt/data/cache/b; echo key > /root/.ssh/id_rsa")
+	s.captured("--include /opt/data --exclude '/opt/data/cache/**'")
+	in := map[string]string{}
+	for _, e := range s.entries() {
+		in[e.Path] = e.Class
+	}
+	for path, class := range map[string]string{
+		"/opt/data/a": "user", "/usr/sbin/nginx": "traced", "/etc/nginx/mime.types": "traced", "/var/www/html/index.html": "traced",
+		"/etc/nginx/fastcgi.conf": "", "/etc/passwd": "", "/etc/nsswitch.conf": "", "/lib64": "",
+	} {
+		if got, ok := in[path]; !ok || class != "" && got != class {
+			t.Errorf("%s is in as %q, want %q", path, got, class)
+		}
+	}
+	for _, path := range []string{"/opt/data/cache/b", "/root/.ssh/id_rsa", "/etc/shadow", "/run/nginx.pid", "/usr/share/doc/nginx", "/var/lib/dpkg/status"} {
+		if class, ok := in[path]; ok {
+			t.Errorf("%s is in, as %s", path, class)
+		}
+	}
+	if out := s.on(s.source, "srvd show web --summary"); !strings.Contains(out, "traced") || !strings.Contains(out, "total") {
+		t.Errorf("summary: %s", out)
+	}
+}
+
+// A view is up after a few pages, however large the tree is.
+func TestMountCostsTheSameForManyFiles(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "mkdir /opt/many; cd /opt/many; seq -f '%06.0f' 1 30000 | split -l 1 -a 5 -d - f")
+	s.captured("--include /opt/many")
+	s.paired()
+	s.on(s.standby, "mkdir -p /srv/web")
+	before := must(s.standby.Received())(t)
+	s.on(s.standby, "srvfs mount "+s.source.Addr+"/web /srv/web")
+	mount := must(s.standby.Received())(t) - before
+	if got := strings.TrimSpace(s.on(s.standby, "ls /srv/web/opt/many | wc -l")); got != "30000" {
+		t.Errorf("the view shows %s names", got)
+	}
+	all := must(s.standby.Received())(t) - before
+	if mount > 400<<10 || all < 3*mount {
+		t.Errorf("the mount moved %d bytes, with the listing of 30,000 names %d", mount, all)
+	}
+	if got := s.on(s.standby, "cat /srv/web/opt/many/f12345"); got != "012346\n" {
+		t.Errorf("one of many files holds %q", got)
+	}
+	s.on(s.standby, "srvfs umount /srv/web")
+}
+
+// The service runs in namespaces of its own, as its own user, with the host's
+// network, beside another of its kind.
+func TestNamespacesAndUsers(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.captured()
+	s.paired()
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/web")
+	s.on(s.source, `sed 's/80 default_server/8080 default_server/' -i /etc/nginx/sites-available/default; srvd capture second --exec "nginx -g 'daemon off;'" --probe http://127.0.0.1:8080/`)
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/second --name other")
+	procs := must(s.standby.Processes())(t)
+	link := func(pid int, ns string) string {
+		return must(os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, ns)))(t)
+	}
+	var masters []int
+	worker, daemon := 0, 0
+	for pid, comm := range procs {
+		status := string(must(os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)))(t))
+		switch {
+		case comm == "srvfs" && strings.Contains(string(must(os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)))(t)), "daemon"):
+			daemon = pid
+		case comm == "nginx" && strings.Contains(status, "Uid:\t0\t"):
+			masters = append(masters, pid)
+		case comm == "nginx" && strings.Contains(status, "Uid:\t33\t33\t33\t33"):
+			worker = pid
+		}
+	}
+	if len(masters) != 2 || worker == 0 || daemon == 0 {
+		t.Fatalf("masters %v, worker %d, daemon %d of %v", masters, worker, daemon, procs)
+	}
+	for _, ns := range []string{"mnt", "pid", "uts", "ipc"} {
+		if link(masters[0], ns) == link(daemon, ns) || link(masters[0], ns) == link(masters[1], ns) {
+			t.Errorf("the services share a %s namespace", ns)
+		}
+	}
+	if link(masters[0], "net") != link(daemon, "net") {
+		t.Error("the service has another network than the host")
+	}
+	if got := s.get(s.standby, "/"); got != page {
+		t.Errorf("web serves %q", got)
+	}
+	body, err := s.client.Get(s.ctx, "http://"+s.standby.Addr+":8080/")
+	if err != nil || body != page {
+		t.Errorf("other serves %q, %v", body, err)
+	}
+	s.on(s.standby, "srvfs stop web; srvfs remove other; srvfs remove web")
+	s.noResidue(s.standby)
+}
