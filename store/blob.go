@@ -34,13 +34,18 @@ func (s *Store) blobKey(d manifest.Digest) (statcache.Key, bool) {
 }
 
 func (s *Store) trusted(d manifest.Digest, k statcache.Key) bool {
-	if v, ok := s.stat.Get(k); ok && v.Digest == d {
-		return true
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, ok := s.pending[d]
-	return ok && p == k
+	return s.trustedLocked(d, k)
+}
+
+// trustedLocked is trusted for a caller that holds s.mu.
+func (s *Store) trustedLocked(d manifest.Digest, k statcache.Key) bool {
+	if p, ok := s.pending[d]; ok && p == k {
+		return true
+	}
+	v, ok := s.stat.Get(k)
+	return ok && v.Digest == d
 }
 
 // check reports whether the blob of d is there and is what its name says. It

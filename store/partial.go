@@ -78,7 +78,8 @@ type haul struct {
 }
 
 // partial returns the shared partial of c; the caller calls release. list is
-// c's chunk list, verified.
+// c's chunk list, verified. It returns nil if the blob stands: the one who
+// brought the last chunk may have made it since the caller looked.
 func (s *Store) partial(c manifest.Content, list manifest.ChunkList) (*partial, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,6 +87,9 @@ func (s *Store) partial(c manifest.Content, list manifest.ChunkList) (*partial, 
 	if p := s.partials[id]; p != nil {
 		p.refs++
 		return p, nil
+	}
+	if k, ok := s.blobKey(c.Digest); ok && s.trustedLocked(c.Digest, k) {
+		return nil, nil
 	}
 	p := &partial{s: s, id: id, c: c, list: list, refs: 1, changed: make(chan struct{})}
 	if err := p.open(); err != nil {

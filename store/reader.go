@@ -92,8 +92,9 @@ func (r *Reader) acquire(ctx context.Context, c manifest.Content) (body, error) 
 		} else if there, err := r.local(ctx, c); err != nil {
 			return body{}, err
 		} else if !there {
-			p, err := r.part(ctx, c)
-			return body{part: p}, err
+			if p, err := r.part(ctx, c); p != nil || err != nil {
+				return body{part: p}, err
+			}
 		}
 		if b, ok := r.store.openBlob(c.Digest); ok {
 			return b, nil
@@ -102,7 +103,7 @@ func (r *Reader) acquire(ctx context.Context, c manifest.Content) (body, error) 
 	return body{}, fmt.Errorf("%s: %s changes as fast as it is verified: %w", c.Path, r.store.blobPath(c.Digest), manifest.ErrCorrupt)
 }
 
-// part returns the partial of a large file.
+// part returns the partial of a large file, or nil if its blob stands.
 func (r *Reader) part(ctx context.Context, c manifest.Content) (*partial, error) {
 	if err := valid(c); err != nil {
 		return nil, err
@@ -220,7 +221,7 @@ func (r *Reader) ensureLarge(ctx context.Context, by asker, kind work, c manifes
 			return err
 		}
 		p, err := r.part(ctx, c)
-		if err != nil {
+		if p == nil || err != nil {
 			return err
 		}
 		defer p.release()
