@@ -117,7 +117,7 @@ func (b *bench) round() error {
 		{"capture, again", b.source, capture + " -q", false, ""},
 		{"mount", b.standby, "mkdir -p /srv/web; srvfs mount " + web + " /srv/web", false, "srvfs umount /srv/web"},
 		{"first answer, nothing local", b.standby, "srvfs run --host-root '' " + web, true, "srvfs remove web"},
-		{"rsync -a of the same files, chroot, nothing local", b.standby, "mkdir /srv/copy; rsync -a --files-from=:/root/closure rsync://" + b.source.Addr + "/root/ /srv/copy/; mkdir -p /srv/copy/dev; mknod /srv/copy/dev/null c 1 3; chroot /srv/copy nginx", true, "kill $(cat /srv/copy/run/nginx.pid); rm -rf /srv/copy"},
+		{"rsync -a of the same files, chroot, nothing local", b.standby, "mkdir /srv/copy; rsync -a --files-from=:/root/closure rsync://" + b.source.Addr + "/root/ /srv/copy/; mkdir -p /srv/copy/dev /srv/copy/run; mknod /srv/copy/dev/null c 1 3; chroot /srv/copy nginx", true, "kill $(cat /srv/copy/run/nginx.pid); rm -rf /srv/copy"},
 		{"first answer, the standby has the same release", b.standby, "srvfs run " + web, true, "srvfs remove web"},
 		{"first answer, the standby has the same packages", b.twin, "srvfs run " + web, true, "srvfs remove web"},
 		{"prefetch, nothing local", b.standby, "srvfs prefetch --host-root '' " + web, false, ""},
