@@ -224,7 +224,7 @@ func (c *capturing) find() (string, error) {
 	for _, u := range s.units {
 		c.closure.env = append(c.closure.env, u.Env...)
 	}
-	return fmt.Sprintf("%d units, %d packages", len(s.units), len(s.needed)), nil
+	return fmt.Sprintf("%d unit(s), %d packages", len(s.units), len(s.needed)), nil
 }
 
 func (c *capturing) instance(s *stage) *instance {
@@ -357,7 +357,7 @@ func (c *capturing) build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	c.tree = t
-	return fmt.Sprintf("%d entries, %d files of %d bytes, %d bytes read", t.totals.Entries, t.totals.Files, t.totals.Bytes, t.hashed), nil
+	return fmt.Sprintf("%d entries, %d files of %.1f MB, %.1f MB read", t.totals.Entries, t.totals.Files, float64(t.totals.Bytes)/1e6, float64(t.hashed)/1e6), nil
 }
 
 func (c *capturing) publish() (string, error) {

@@ -12,6 +12,7 @@ import (
 	"srvfs/capture/dpkg"
 	"srvfs/capture/pkgdb"
 	"srvfs/capture/rootfs"
+	"srvfs/capture/rpmfile"
 	"srvfs/capture/unit"
 	"srvfs/manifest"
 )
@@ -25,6 +26,8 @@ type service struct {
 	// with all that they depend on, by ID.
 	own    map[string]string // ID -> why
 	needed map[string]string
+	// files are the package files that the administrator named.
+	files []*rpmfile.Package
 }
 
 // find reads the units and the package database.
@@ -59,10 +62,25 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	var names []string
+	for _, p := range o.Packages {
+		if !strings.HasSuffix(p, ".rpm") {
+			names = append(names, p)
+			continue
+		}
+		f, err := rpmfile.Open(p)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("%w: %w", err, manifest.ErrNotFound)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		s.files = append(s.files, f)
+	}
 	s.db, err = pkgdb.Open(root, dpkg.Open)
 	if errors.Is(err, pkgdb.ErrNone) {
-		if len(o.Packages) > 0 {
-			return nil, nil, fmt.Errorf("package %s: %w: %w", o.Packages[0], err, manifest.ErrNotFound)
+		if len(names) > 0 {
+			return nil, nil, fmt.Errorf("package %s: %w: %w", names[0], err, manifest.ErrNotFound)
 		}
 		return s, append(warnings, "no package database: only what the service used, and what it needs, is captured; see --include"), nil
 	}
@@ -82,19 +100,19 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, name := range o.Packages {
+	for _, name := range names {
 		p, ok := s.db.Package(name)
 		if !ok {
 			return nil, nil, fmt.Errorf("package %s: not installed in %s: %w%s", name, root, manifest.ErrNotFound, similar(name, s.db.Packages()))
 		}
 		s.own[p.ID] = "named by the administrator"
 	}
-	names := make([]string, 0, len(s.own))
+	ids := make([]string, 0, len(s.own))
 	for id := range s.own {
-		names = append(names, id)
+		ids = append(ids, id)
 	}
-	slices.Sort(names)
-	members, missing := pkgdb.Closure(s.db, names)
+	slices.Sort(ids)
+	members, missing := pkgdb.Closure(s.db, ids)
 	for _, m := range members {
 		if m.By == "" {
 			s.needed[m.ID] = s.own[m.ID]
@@ -172,6 +190,9 @@ func similar(name string, all []string) string {
 // packages adds the files of the needed packages, and the configuration folders
 // of those that the service is installed from.
 func (c *closure) packages(s *service) error {
+	for _, f := range s.files {
+		c.addPackageFiles(f.Files, Reason{ClassPackage, "package file " + f.Name + ", named by the administrator"})
+	}
 	if s.db == nil {
 		return nil
 	}
@@ -207,7 +228,12 @@ func (c *closure) addPackage(db pkgdb.DB, id, why string) error {
 	if p, ok := db.Package(id); ok {
 		version = " " + p.Version
 	}
-	r := Reason{ClassPackage, "package " + id + version + ", " + why}
+	c.addPackageFiles(files, Reason{ClassPackage, "package " + id + version + ", " + why})
+	return nil
+}
+
+// addPackageFiles adds those of a package's files that are in the root.
+func (c *closure) addPackageFiles(files []string, r Reason) {
 	for _, f := range files {
 		if matchAny(unwanted, f) {
 			continue
@@ -216,7 +242,6 @@ func (c *closure) addPackage(db pkgdb.DB, id, why string) error {
 			c.add(f, r) // and what it leads to
 		}
 	}
-	return nil
 }
 
 // usedPackages adds the whole of every package of which the service used a

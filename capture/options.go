@@ -13,11 +13,13 @@ import (
 // Options say what is captured, and how. One of Units, Init and Exec must be
 // set.
 type Options struct {
-	Name     string   // of the service; see [manifest.ValidService]
-	Units    []string // systemd units, in the order in which they start: "nginx"
-	Init     string   // a SysV script: a path, or a name in /etc/init.d
-	Exec     []string // a command line
-	Packages []string // also take these packages, and what they need
+	Name  string   // of the service; see [manifest.ValidService]
+	Units []string // systemd units, in the order in which they start: "nginx"
+	Init  string   // a SysV script: a path, or a name in /etc/init.d
+	Exec  []string // a command line
+	// Packages are also taken: names of installed ones, with what they need, or
+	// paths of package files (NAME.rpm), of which what is installed is taken.
+	Packages []string
 	Include  []string // also take these absolute paths; of a folder, all that is below
 	Exclude  []string // leave these out: patterns, see [Pattern]
 	Probes   []string // URLs that show that the service does its job; see package probe

@@ -3,6 +3,7 @@ package test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -67,6 +68,33 @@ func TestWhatGoesIn(t *testing.T) {
 	if out := s.on(s.source, "srvd show web --summary"); !strings.Contains(out, "traced") || !strings.Contains(out, "total") {
 		t.Errorf("summary: %s", out)
 	}
+}
+
+// A package file names files too, where no package database does.
+func TestPackageFile(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	dir := t.TempDir()
+	const spec = "Name: extra\nVersion: 1\nRelease: 1\nSummary: extra\nLicense: none\nBuildArch: noarch\n%description\nExtra.\n%install\nmkdir -p %{buildroot}/opt/extra\necho as shipped > %{buildroot}/opt/extra/data\necho gone > %{buildroot}/opt/extra/removed\n%files\n/opt/extra\n"
+	s.check(os.WriteFile(filepath.Join(dir, "extra.spec"), []byte(spec), 0o644))
+	out, err := exec.CommandContext(s.ctx, "rpmbuild", "-bb", "--define", "_topdir "+dir, "--define", "_rpmdir "+dir, filepath.Join(dir, "extra.spec")).CombinedOutput()
+	if err != nil {
+		t.Fatalf("rpmbuild: %v\n%s", err, out)
+	}
+	s.check(s.source.Install(filepath.Join(dir, "noarch/extra-1-1.noarch.rpm"), "root/extra.rpm"))
+	s.on(s.source, "mkdir -p /opt/extra; echo as installed > /opt/extra/data; echo no package > /root/bad.rpm")
+	s.captured("--package /root/extra.rpm")
+	in := map[string]string{}
+	for _, e := range s.entries() {
+		in[e.Path] = e.Class
+	}
+	if in["/opt/extra/data"] != "package" || in["/opt/extra/removed"] != "" {
+		t.Errorf("data is in as %q, removed as %q", in["/opt/extra/data"], in["/opt/extra/removed"])
+	}
+	if why := s.on(s.source, "srvd why web /opt/extra/data"); !strings.Contains(why, "extra-1-1.noarch") {
+		t.Errorf("why: %s", why)
+	}
+	s.fails(s.source, 1, "not an rpm package", "srvd capture x --unit nginx --package /root/bad.rpm")
+	s.fails(s.source, 3, "no such file", "srvd capture x --unit nginx --package /root/none.rpm")
 }
 
 // A view is up after a few pages, however large the tree is.

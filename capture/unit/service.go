@@ -44,6 +44,7 @@ var idle = map[string]bool{"ExecReload": true, "PassEnvironment": true, "SyslogI
 // reasons say what it means that a key is not carried, where that matters.
 var reasons = map[string]string{
 	"AmbientCapabilities":    "capabilities are not given to the unit's user",
+	"KillMode":               "its main process is asked to end, then all are killed, as with mixed",
 	"ExecCondition":          "the condition is not checked",
 	"ExecStopPost":           "not run",
 	"RootDirectory":          "the unit's own root is not entered; capture with --root",
@@ -83,6 +84,7 @@ func (t *translator) collect() {
 		case a.section == "Unit":
 			t.unitSection(a)
 		case a.section != "Service" || idle[a.key] || strings.HasPrefix(a.key, "X-"):
+		case a.key == "KillMode" && a.value == "mixed": // what a stop does anyway
 		case !known:
 			t.ignore(a, reasons[a.key])
 		case adds && a.value == "":

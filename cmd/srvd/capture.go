@@ -94,7 +94,7 @@ are not read again.
 	f.StringVar(&o.Init, "init", "", "SysV script that starts it: a path, or a name in /etc/init.d")
 	f.StringVar(&command, "exec", "", "command line that starts it; quotes and backslashes as in a shell, no variables")
 	f.StringArrayVar(&o.Probes, "probe", nil, "URL that shows that the service works; repeatable")
-	f.StringArrayVar(&o.Packages, "package", nil, "package that belongs to it beside the owners of its program and unit; repeatable")
+	f.StringArrayVar(&o.Packages, "package", nil, "package, or package file (NAME.rpm), that belongs to it beside the owners of its program and unit; repeatable")
 	f.StringArrayVar(&o.Include, "include", nil, "file or folder that belongs to it; repeatable")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "pattern of paths that stay out, such as '/var/cache/**'; repeatable")
 	f.StringVar(&o.Root, "root", "/", "root folder that holds the service: a container's, or a dead machine's disk")

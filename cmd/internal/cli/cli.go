@@ -128,7 +128,7 @@ func Main(root *cobra.Command) {
 	stop()
 	code, hint := Code(err)
 	if err != nil && interrupted {
-		code, hint = Interrupted, ""
+		code, hint, err = Interrupted, "", errors.New("interrupted")
 	}
 	Print(os.Stderr, root.Name(), err, hint)
 	os.Exit(code)

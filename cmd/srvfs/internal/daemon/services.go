@@ -93,7 +93,7 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 			return o, err
 		}
 		if !c.Force {
-			return nil, fmt.Errorf("service %s stands on snapshot %d, and what it wrote here belongs to that; --discard gives it up and starts from snapshot %d: %w", known.Name, known.Sequence, o.snapshot.Sequence, manifest.ErrInvalid)
+			return nil, fmt.Errorf("service %s stands on snapshot %d, and what it wrote here belongs to that; --discard gives it up and starts from snapshot %d", known.Name, known.Sequence, o.snapshot.Sequence)
 		}
 		return o, service.Remove(ctx, d.rootDir(known.Name))
 	}
@@ -137,7 +137,7 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 	r := d.services[c.Name]
 	d.mu.Unlock()
 	if r != nil {
-		return nil, fmt.Errorf("service %s is running already; see `srvfs status %s`: %w", c.Name, c.Name, manifest.ErrInvalid)
+		return nil, fmt.Errorf("service %s is running already; see `srvfs status %s`", c.Name, c.Name)
 	}
 	known, err := d.load(c.Name)
 	switch {
@@ -148,7 +148,7 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 	case c.Source == "":
 		c.Source, c.Service = known.Source, known.Service
 	case known.Source != c.Source || known.Service != c.Service:
-		return nil, fmt.Errorf("service %s here is %s/%s; choose another name with --name, or `srvfs remove %s`: %w", c.Name, known.Source, known.Service, c.Name, manifest.ErrInvalid)
+		return nil, fmt.Errorf("service %s here is %s/%s; choose another name with --name, or `srvfs remove %s`", c.Name, known.Source, known.Service, c.Name)
 	}
 	return d.run(ctx, c, known, out)
 }
@@ -238,7 +238,7 @@ func (d *daemon) stop(ctx context.Context, name string, out control.Stream) erro
 		if _, err := d.load(name); err != nil {
 			return err
 		}
-		return fmt.Errorf("service %s is not running: %w", name, manifest.ErrInvalid)
+		return fmt.Errorf("service %s is not running", name)
 	}
 	return d.end(ctx, name, r, out)
 }

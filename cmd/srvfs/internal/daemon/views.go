@@ -125,7 +125,7 @@ func mountedType(mountpoint string) (string, error) {
 // checkMountpoint refuses a folder that a view must not be mounted on.
 func (d *daemon) checkMountpoint(path string) error {
 	bad := func(format string, args ...any) error {
-		return fmt.Errorf("mountpoint %s: %s: %w", path, fmt.Sprintf(format, args...), manifest.ErrInvalid)
+		return fmt.Errorf("mountpoint %s: %s", path, fmt.Sprintf(format, args...))
 	}
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return bad("not a clean absolute path")
@@ -249,13 +249,13 @@ func (d *daemon) unmount(ctx context.Context, mountpoint string, lazy bool) erro
 		return fmt.Errorf("no view is mounted at %s; see `srvfs status`: %w", mountpoint, manifest.ErrNotFound)
 	}
 	if v.service != "" {
-		return fmt.Errorf("the view at %s belongs to the service %s; use `srvfs stop %s`: %w", mountpoint, v.service, v.service, manifest.ErrInvalid)
+		return fmt.Errorf("the view at %s belongs to the service %s; use `srvfs stop %s`", mountpoint, v.service, v.service)
 	}
 	if lazy {
 		return d.hide(ctx, v)
 	}
 	if err := v.TryUnmount(); errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("unmount %s: %w: end what uses it (`fuser -vm %s` tells), or use --lazy", mountpoint, err, mountpoint)
+		return fmt.Errorf("%w: end what uses it (`fuser -vm %s` tells), or use --lazy", err, mountpoint)
 	} else if err != nil {
 		return err
 	}
