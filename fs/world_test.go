@@ -144,11 +144,21 @@ func (w *world) overlayOf(root, lower, upper, work string) {
 }
 
 // quiet runs fn and fails the test if the kernel has asked the view anything.
+//
+// A kernel may give any cached page to somebody else at any time, and a virtual
+// machine's balloon makes it do so in the middle of a test: the pages of a
+// listing of 100,000 names were seen to go. Then fn itself makes the path warm
+// again. So what must not ask is one of three runs; what the kernel can't cache
+// asks in all of them.
 func (w *world) quiet(what string, fn func()) {
 	w.t.Helper()
-	if asked := w.asked(fn); len(asked) > 0 {
-		w.t.Errorf("%s asked the view: %v", what, asked)
+	var asked map[string]uint64
+	for range 3 {
+		if asked = w.asked(fn); len(asked) == 0 {
+			return
+		}
 	}
+	w.t.Errorf("%s asked the view: %v", what, asked)
 }
 
 // asked runs fn and returns the requests that it caused.

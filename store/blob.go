@@ -132,10 +132,18 @@ func (s *Store) commit(temp string, d manifest.Digest) error {
 	return err
 }
 
+// arrive tells Collect that d is about to come in. The caller holds s.mu.
+func (s *Store) arrive(d manifest.Digest) {
+	if s.arrived != nil {
+		s.arrived[d] = true
+	}
+}
+
 // place renames a file into blobs and returns its key there.
 func (s *Store) place(temp string, d manifest.Digest) (statcache.Key, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.arrive(d)
 	if err := os.Rename(temp, s.blobPath(d)); err != nil {
 		return statcache.Key{}, err
 	}

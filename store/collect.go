@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,12 +17,23 @@ import (
 // partial files, pages and chunk lists. It returns the bytes that this gave back
 // to the disk; a hard link to a host's file gives none.
 //
-// What came into the store after Collect began is left alone, so it is safe
-// beside fetches for snapshots that are stored or in keep. A crash leaves
+// What comes into the store after Collect began is left alone. What was there
+// before, and is needed by a page that comes only now, may go: it is then missing
+// like any other content. So a Collect beside a Prefetch can undo a part of it,
+// and nothing worse. One Collect runs at a time; a crash leaves
 // content that a later Collect removes. A stored snapshot that can't be read
 // makes it fail before it has removed anything.
 func (s *Store) Collect(ctx context.Context, keep ...*manifest.Snapshot) (freed int64, err error) {
-	began := time.Now()
+	s.collecting.Lock()
+	defer s.collecting.Unlock()
+	s.mu.Lock()
+	s.arrived = map[manifest.Digest]bool{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.arrived = nil
+		s.mu.Unlock()
+	}()
 	refs, err := s.Snapshots()
 	if err != nil {
 		return 0, err
@@ -42,13 +52,8 @@ func (s *Store) Collect(ctx context.Context, keep ...*manifest.Snapshot) (freed 
 			return 0, err
 		}
 	}
-	s.mu.Lock()
-	for id := range s.partials {
-		partials[id] = true // open: whoever reads it is done when it closes
-	}
-	s.mu.Unlock()
 	for folder, used := range map[string]map[manifest.Digest]bool{"blobs": needed, "meta": needed, "partial": partials} {
-		n, err := s.sweep(ctx, folder, used, began)
+		n, err := s.sweep(ctx, folder, used)
 		freed += n
 		if err != nil {
 			return freed, err
@@ -81,8 +86,8 @@ func (s *Store) mark(ctx context.Context, snap *manifest.Snapshot, needed, parti
 	}})
 }
 
-// sweep removes the files of a folder that are not used and older than began.
-func (s *Store) sweep(ctx context.Context, folder string, used map[manifest.Digest]bool, began time.Time) (freed int64, err error) {
+// sweep removes the files of a folder that are neither used nor newly arrived.
+func (s *Store) sweep(ctx context.Context, folder string, used map[manifest.Digest]bool) (freed int64, err error) {
 	dir := filepath.Join(s.dir, folder)
 	list, err := os.ReadDir(dir)
 	if err != nil {
@@ -97,28 +102,36 @@ func (s *Store) sweep(ctx context.Context, folder string, used map[manifest.Dige
 		if err != nil || used[d] {
 			continue
 		}
-		path := filepath.Join(dir, e.Name())
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			continue // gone already
-		}
-		if time.Unix(st.Ctim.Unix()).After(began.Add(-time.Second)) {
-			// It may be for a page that was not there when we marked. The second
-			// allows for the coarse clock of file times.
-			continue
-		}
-		if folder == "blobs" {
-			s.mu.Lock()
-			delete(s.pending, d)
-			s.mu.Unlock()
-			_ = s.pins.set(d, Unpinned) // its loss costs a wrong word in the status
-		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n, err := s.discard(filepath.Join(dir, e.Name()), folder == "blobs", d)
+		if err != nil {
 			return freed, err
 		}
-		if st.Nlink == 1 {
-			freed += st.Blocks * 512
-		}
+		freed += n
+	}
+	return freed, nil
+}
+
+// discard removes one file of the store, unless d has come in since Collect
+// began.
+func (s *Store) discard(path string, blob bool, d manifest.Digest) (freed int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.arrived[d] || s.partials[d] != nil {
+		return 0, nil
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return 0, nil // gone already
+	}
+	if blob {
+		delete(s.pending, d)
+		_ = s.pins.set(d, Unpinned) // its loss costs a wrong word in the status
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	if st.Nlink == 1 {
+		freed = st.Blocks * 512
 	}
 	return freed, nil
 }

@@ -52,15 +52,17 @@ type Store struct {
 	pins  *pinIndex
 	host  *host // nil: there is none
 
-	flights  flights
-	demand   demand
-	mu       sync.Mutex
-	partials map[manifest.Digest]*partial
-	pending  map[manifest.Digest]statcache.Key // verified blobs that are not flushed yet
-	flush    chan struct{}                     // wakes the flusher
-	flushing sync.Mutex
-	metaNew  atomic.Bool // metadata was written that is not flushed yet
-	temp     counter
+	flights    flights
+	demand     demand
+	mu         sync.Mutex
+	partials   map[manifest.Digest]*partial
+	pending    map[manifest.Digest]statcache.Key // verified blobs that are not flushed yet
+	collecting sync.Mutex                        // held by Collect
+	arrived    map[manifest.Digest]bool          // what has come in since Collect began; nil while it does not run
+	flush      chan struct{}                     // wakes the flusher
+	flushing   sync.Mutex
+	metaNew    atomic.Bool // metadata was written that is not flushed yet
+	temp       counter
 
 	ctx  context.Context // of everything that outlives a call
 	stop context.CancelFunc

@@ -87,18 +87,28 @@ func TestViewEqualsSource(t *testing.T) {
 		t.Errorf("hard links: inodes %d and %d, %d links", a.Ino, b.Ino, a.Nlink)
 	}
 
-	// A second look makes no upcall.
-	s.on(s.standby, "find /srv/web/etc/nginx -type f -exec cat {} + > /dev/null; ls -lR /srv/web/etc/nginx > /dev/null")
-	before := s.status("/srv/web").Upcalls
-	s.on(s.standby, "find /srv/web/etc/nginx -type f -exec cat {} + > /dev/null; ls -R /srv/web/etc/nginx > /dev/null; ! test -e /srv/web/etc/nginx/no-such-file")
-	s.on(s.standby, "! test -e /srv/web/etc/nginx/no-such-file")
-	after := s.status("/srv/web").Upcalls
-	before["lookup"]++ // the first look for the missing name
-	for op, n := range after {
-		// find asks for the type of the file system, which no kernel remembers.
-		if n > before[op] && op != "statfs" {
-			t.Errorf("the second walk and read made %d upcalls for %s", n-before[op], op)
+	// A warm path makes no upcall. The kernel may give its cached pages away at
+	// any time; then the walk makes the path warm again, and the next one is the
+	// one that counts. What can't be cached asks each time.
+	const walk = "cd /srv/web/etc/nginx; find . -type f -exec cat {} + > /dev/null; ls -lR . > /dev/null; ! test -e no-such-file"
+	var asked map[string]uint64
+	for range 4 {
+		before := s.status("/srv/web").Upcalls
+		s.on(s.standby, walk)
+		asked = map[string]uint64{}
+		for op, n := range s.status("/srv/web").Upcalls {
+			// find asks for the type of the file system, and ls for attributes such
+			// as security.selinux; the kernel remembers neither.
+			if n > before[op] && op != "statfs" && op != "getxattr" && op != "listxattr" {
+				asked[op] = n - before[op]
+			}
 		}
+		if len(asked) == 0 {
+			break
+		}
+	}
+	if len(asked) > 0 {
+		t.Errorf("a walk and read of a warm path asked the view: %v", asked)
 	}
 	s.on(s.standby, "srvfs umount /srv/web")
 	s.noResidue(s.standby)

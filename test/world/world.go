@@ -132,7 +132,12 @@ func (h *Host) start(ctx context.Context, mounts []sandbox.Mount) error {
 		}
 		mounts = append([]sandbox.Mount{{Source: "/", Target: "/", Flags: unix.MS_BIND | unix.MS_REC}}, mounts...)
 	}
-	sb, err := sandbox.Start(ctx, sandbox.Config{Root: root, Mounts: mounts, Hostname: h.Name, NewNet: true, Log: os.Stderr})
+	log, err := os.OpenFile(filepath.Join(h.dir, h.Name+"-sandbox.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = log.Close() }()
+	sb, err := sandbox.Start(ctx, sandbox.Config{Root: root, Mounts: mounts, Hostname: h.Name, NewNet: true, Log: log})
 	if err != nil {
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}

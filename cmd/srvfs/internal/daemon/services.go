@@ -321,6 +321,9 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 			return 0, err
 		}
 	}
+	if d.calls.Load() > 1 {
+		return 0, nil // a prefetch may be under way; the next remove collects
+	}
 	return d.store.Collect(ctx, keep...)
 }
 
