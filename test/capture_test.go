@@ -70,6 +70,29 @@ func TestWhatGoesIn(t *testing.T) {
 	}
 }
 
+// A service that ends by itself is said to have failed, and can be run again; one
+// that can't start says why and leaves nothing.
+func TestServiceThatFails(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.captured()
+	s.paired()
+	web := s.source.Addr + "/web"
+	s.on(s.standby, "srvfs run "+web)
+	s.fails(s.standby, 9, "Address already in use", "srvfs run "+web+" --name second")
+	s.fails(s.standby, 3, "second", "srvfs stop second")
+	s.fails(s.standby, 1, "running already", "srvfs run web")
+	s.endProcess(s.standby, "nginx", "KILL")
+	s.await("the service has failed", func() bool { return s.status("web").State == "failed" })
+	s.on(s.standby, "srvfs run web")
+	if got := s.get(s.standby, "/"); got != page {
+		t.Errorf("run again, the standby serves %q", got)
+	}
+	s.on(s.standby, "srvfs stop web")
+	s.fails(s.standby, 1, "choose another name", "srvfs run "+s.source.Addr+"/other --name web")
+	s.on(s.standby, "srvfs remove web")
+	s.noResidue(s.standby)
+}
+
 // A package file names files too, where no package database does.
 func TestPackageFile(t *testing.T) {
 	s := newSite(t, world.StandbyRoot)

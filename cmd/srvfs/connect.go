@@ -33,6 +33,10 @@ func (p *program) do(ctx context.Context, op string, call control.Call, out cont
 // killed one left, and opens the store.
 const startMax = 30 * time.Second
 
+// maxLog is the size in bytes above which daemon.log becomes daemon.log.1 when a
+// daemon starts.
+const maxLog = 16 << 20
+
 // startDaemon starts a daemon in a session of its own and returns when it
 // answers, or when another one does.
 func (p *program) startDaemon(ctx context.Context) error {
@@ -40,6 +44,11 @@ func (p *program) startDaemon(ctx context.Context) error {
 		return fmt.Errorf("state folder: %w", err)
 	}
 	logFile := filepath.Join(p.state, "daemon.log")
+	if info, err := os.Stat(logFile); err == nil && info.Size() > maxLog {
+		if err := os.Rename(logFile, logFile+".1"); err != nil {
+			return err
+		}
+	}
 	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err

@@ -121,6 +121,16 @@ type Ran struct {
 	Note    string        `json:"note,omitempty"`
 }
 
+// ended reports whether a service has ended by itself.
+func ended(r *running) bool {
+	select {
+	case <-r.Done():
+		return true
+	default:
+		return false
+	}
+}
+
 func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
 	if c.Name == "" {
 		c.Name = c.Service
@@ -136,7 +146,11 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 	d.mu.Lock()
 	r := d.services[c.Name]
 	d.mu.Unlock()
-	if r != nil {
+	if r != nil && ended(r) { // by itself; what is left of it makes room
+		if err := d.end(ctx, c.Name, r, out); err != nil {
+			return nil, err
+		}
+	} else if r != nil {
 		return nil, fmt.Errorf("service %s is running already; see `srvfs status %s`", c.Name, c.Name)
 	}
 	known, err := d.load(c.Name)
