@@ -60,7 +60,7 @@ func TestMainJob(t *testing.T) {
 	}
 	s.on(s.standby, "srvfs stop web")
 	s.await("nginx has ended", func() bool { return !s.runs(s.standby, "nginx") })
-	s.on(s.standby, "srvfs run web")
+	s.on(s.standby, "srvfs run "+s.source.Addr+":7077/web") // the same source by another name
 	if got := s.get(s.standby, "/"); got != page {
 		t.Errorf("started again, the standby serves %q", got)
 	}

@@ -72,8 +72,8 @@ func build(dir string) error {
 }
 
 // leftovers lists what a test could leave on this machine: mounts below the
-// folder, named network namespaces, and processes. Other packages' tests, which
-// run at the same time, have none of these.
+// folder, named network namespaces, and processes of worlds there. What other
+// tests have at the same time is not ours.
 func leftovers(dir string) map[string]bool {
 	all := map[string]bool{}
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
@@ -88,10 +88,10 @@ func leftovers(dir string) map[string]bool {
 	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, p := range procs {
-		name, _ := os.ReadFile(p)
-		switch comm := strings.TrimSpace(string(name)); comm {
-		case "srvd", "srvfs", "nginx":
-			all["process "+filepath.Base(filepath.Dir(p))+" "+comm] = true
+		env, _ := os.ReadFile(filepath.Join(filepath.Dir(p), "environ"))
+		if strings.Contains(string(env), "SRVFS_WORLD="+dir+"/") {
+			name, _ := os.ReadFile(p)
+			all["process "+filepath.Base(filepath.Dir(p))+" "+strings.TrimSpace(string(name))] = true
 		}
 	}
 	return all

@@ -41,8 +41,11 @@ type Host struct {
 	logs   int
 }
 
-// environment is what programs on a host see.
-var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb"}
+// environment is what programs on the host see. SRVFS_WORLD tells whose they are,
+// should any be left.
+func (h *Host) environment() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SRVFS_WORLD=" + h.dir}
+}
 
 // New makes a world without hosts, on a disk of its own below dir.
 func New(ctx context.Context, dir string) (_ *World, err error) {
@@ -142,7 +145,7 @@ func (h *Host) start(ctx context.Context, mounts []sandbox.Mount) error {
 		return fmt.Errorf("host %s: %w", h.Name, err)
 	}
 	h.sb = sb
-	h.anchor, err = sb.Run(ctx, sandbox.Command{Argv: []string{"sleep", "infinity"}, Env: environment})
+	h.anchor, err = sb.Run(ctx, sandbox.Command{Argv: []string{"sleep", "infinity"}, Env: h.environment()})
 	if err != nil {
 		return errors.Join(fmt.Errorf("host %s: %w", h.Name, err), sb.Stop(context.WithoutCancel(ctx)))
 	}
@@ -194,7 +197,7 @@ func (h *Host) Run(ctx context.Context, argv ...string) (string, error) {
 		return "", err
 	}
 	defer func() { _ = stderr.Close(); _ = os.Remove(stderr.Name()) }()
-	out, code, err := h.sb.Output(ctx, sandbox.Command{Argv: argv, Env: environment, Umask: 0o022, Stderr: stderr})
+	out, code, err := h.sb.Output(ctx, sandbox.Command{Argv: argv, Env: h.environment(), Umask: 0o022, Stderr: stderr})
 	if err != nil {
 		return string(out), fmt.Errorf("%s: %s: %w\n%s%s", h.Name, strings.Join(argv, " "), err, out, tail(stderr.Name()))
 	}
@@ -221,7 +224,7 @@ func (h *Host) Start(ctx context.Context, argv ...string) (*sandbox.Process, str
 		return nil, "", err
 	}
 	defer func() { _ = log.Close() }()
-	p, err := h.sb.Run(ctx, sandbox.Command{Argv: argv, Env: environment, Umask: 0o022, Stdout: log, Stderr: log})
+	p, err := h.sb.Run(ctx, sandbox.Command{Argv: argv, Env: h.environment(), Umask: 0o022, Stdout: log, Stderr: log})
 	return p, name, err
 }
 

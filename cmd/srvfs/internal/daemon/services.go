@@ -31,7 +31,8 @@ type running struct {
 // stays the one that its upper was written over until the user says --update.
 type serviceRecord struct {
 	Name     string `json:"name"`
-	Source   string `json:"source"`
+	Source   string `json:"source"` // as it was called at the first run
+	Key      string `json:"key"`    // its ID
 	Service  string `json:"service"`
 	Sequence uint64 `json:"sequence"`
 }
@@ -74,7 +75,7 @@ func (d *daemon) save(r *serviceRecord) error {
 
 // stored returns the snapshot that a service here stands on.
 func (d *daemon) stored(r *serviceRecord) (*manifest.Snapshot, error) {
-	s, err := d.store.LoadSnapshotAt(r.Source, r.Service, r.Sequence)
+	s, err := d.store.LoadSnapshotAt(r.Key, r.Service, r.Sequence)
 	if err != nil {
 		return nil, fmt.Errorf("stored snapshot of service %s: %w", r.Name, err)
 	}
@@ -108,7 +109,7 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 		d.Log.Warn("content that is missing can't be fetched", "service", known.Name, "error", err)
 		reader = d.store.Reader()
 	}
-	return &opened{snapshot: s, reader: reader}, nil
+	return &opened{snapshot: s, key: known.Key, reader: reader}, nil
 }
 
 // Ran is the result of a run.
@@ -119,6 +120,16 @@ type Ran struct {
 	Fetched int64         `json:"fetched"` // bytes of content that came over the wire meanwhile
 	Layered bool          `json:"layered"`
 	Note    string        `json:"note,omitempty"`
+}
+
+// same reports whether source is another name of the host that the service came
+// from.
+func (d *daemon) same(ctx context.Context, known *serviceRecord, source string) bool {
+	if source == known.Source {
+		return true
+	}
+	s, err := d.sources.Find(ctx, source)
+	return err == nil && s.Fingerprint.ID() == known.Key
 }
 
 // ended reports whether a service has ended by itself.
@@ -161,7 +172,7 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 		return nil, err
 	case c.Source == "":
 		c.Source, c.Service = known.Source, known.Service
-	case known.Source != c.Source || known.Service != c.Service:
+	case known.Service != c.Service || !d.same(ctx, known, c.Source):
 		return nil, fmt.Errorf("service %s here is %s/%s; choose another name with --name, or `srvfs remove %s`", c.Name, known.Source, known.Service, c.Name)
 	}
 	return d.run(ctx, c, known, out)
@@ -181,7 +192,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 	out.Step("snapshot", time.Since(begin), o.describe())
 
 	start := time.Now()
-	if err := d.save(&serviceRecord{c.Name, c.Source, c.Service, o.snapshot.Sequence}); err != nil {
+	if err := d.save(&serviceRecord{c.Name, c.Source, o.key, c.Service, o.snapshot.Sequence}); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -322,16 +333,16 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 	used := false
 	var keep []*manifest.Snapshot
 	for _, r := range kept {
-		used = used || r.Source == gone.Source && r.Service == gone.Service
+		used = used || r.Key == gone.Key && r.Service == gone.Service
 	}
 	d.mu.Lock()
 	for _, v := range d.views {
-		used = used || v.source == gone.Source && v.name == gone.Service
+		used = used || v.key == gone.Key && v.name == gone.Service
 		keep = append(keep, v.snapshot)
 	}
 	d.mu.Unlock()
 	if !used {
-		if err := d.store.RemoveSnapshots(gone.Source, gone.Service); err != nil {
+		if err := d.store.RemoveSnapshots(gone.Key, gone.Service); err != nil {
 			return 0, err
 		}
 	}

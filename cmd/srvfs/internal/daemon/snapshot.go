@@ -16,25 +16,27 @@ import (
 type opened struct {
 	snapshot *manifest.Snapshot
 	reader   *store.Reader
-	offline  error // why the source could not be asked; nil if it was
+	key      string // the source's ID, whatever name or address it was called by
+	offline  error  // why the source could not be asked; nil if it was
 }
 
 // patience is how long a source may take to name its newest snapshot when one
 // is stored here that can be used instead.
 const patience = 2 * time.Second
 
-// find returns the connection to a source.
-func (d *daemon) find(ctx context.Context, source string) (*rpc.Client, error) {
+// find returns the connection to a source, and its ID.
+func (d *daemon) find(ctx context.Context, source string) (c *rpc.Client, key string, err error) {
 	s, err := d.sources.Find(ctx, source)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return d.client(s)
+	c, err = d.client(s)
+	return c, s.Fingerprint.ID(), err
 }
 
 // reader returns what reads content from a source.
 func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, error) {
-	c, err := d.find(ctx, source)
+	c, _, err := d.find(ctx, source)
 	if err != nil {
 		return nil, err
 	}
@@ -47,12 +49,12 @@ func (d *daemon) latest(ctx context.Context, source, service string) (*opened, e
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
 	}
-	c, err := d.find(ctx, source)
+	c, key, err := d.find(ctx, source)
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{reader: d.store.Reader(store.Source{Name: source, Origin: c})}
-	stored, storedErr := d.store.LoadSnapshot(source, service)
+	o := &opened{key: key, reader: d.store.Reader(store.Source{Name: source, Origin: c})}
+	stored, storedErr := d.store.LoadSnapshot(key, service)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
 		d.Log.Warn("stored snapshot", "source", source, "service", service, "error", storedErr)
 	}
@@ -78,7 +80,7 @@ func (d *daemon) latest(ctx context.Context, source, service string) (*opened, e
 	if o.snapshot.Service != service {
 		return nil, fmt.Errorf("source %s answered with a snapshot of %q when asked for %q: %w", source, o.snapshot.Service, service, manifest.ErrInvalid)
 	}
-	return o, d.store.SaveSnapshot(source, o.snapshot)
+	return o, d.store.SaveSnapshot(key, o.snapshot)
 }
 
 // prepare brings in what the view needs at once: the root directory and the
