@@ -203,19 +203,18 @@ func abortConnection(n uint64) error {
 	control := fusectl
 	var st unix.Statfs_t
 	if err := unix.Statfs(control, &st); err != nil || st.Type != fusectlMagic {
-		if err := unix.Mount("fusectl", control, "fusectl", 0, ""); err != nil && !errors.Is(err, unix.EBUSY) {
-			// In a container /sys may be read-only.
-			dir, err := os.MkdirTemp("", "srvfs-fusectl-")
-			if err != nil {
-				return err
-			}
-			defer func() { _ = os.Remove(dir) }()
-			if err := unix.Mount("fusectl", dir, "fusectl", 0, ""); err != nil {
-				return fmt.Errorf("can't mount fusectl, which aborts views: %w", err)
-			}
-			defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
-			control = dir
+		// It is not mounted, as in a container: for a moment it is, elsewhere, so
+		// that nothing is left and a read-only /sys does not matter.
+		dir, err := os.MkdirTemp("", "srvfs-fusectl-")
+		if err != nil {
+			return err
 		}
+		defer func() { _ = os.Remove(dir) }()
+		if err := unix.Mount("fusectl", dir, "fusectl", 0, ""); err != nil {
+			return fmt.Errorf("can't mount fusectl, which aborts views: %w", err)
+		}
+		defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+		control = dir
 	}
 	f, err := os.OpenFile(filepath.Join(control, strconv.FormatUint(n, 10), "abort"), os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
