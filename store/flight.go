@@ -34,11 +34,18 @@ type asker struct {
 // A flight is one piece of work, or a batch of them, and those who wait for it.
 type flight struct {
 	by      asker
-	keys    []key
-	done    chan struct{}
-	errs    map[key]error // of keys that failed; set before done is closed
-	waiters int
+	errands []*errand
+	waiters int // callers that wait for at least one of its errands
 	cancel  context.CancelFunc
+}
+
+// An errand is one key of a flight. It lands by itself: a file that many are
+// fetched with is there for those who wait as soon as it has arrived.
+type errand struct {
+	key    key
+	flight *flight
+	done   chan struct{}
+	err    error // once done is closed
 }
 
 // flights makes callers who want the same share the work. It differs from
@@ -49,7 +56,7 @@ type flights struct {
 	work *sync.WaitGroup
 
 	mu     sync.Mutex
-	aloft  map[key]*flight
+	aloft  map[key]*errand
 	closed bool
 }
 
@@ -62,11 +69,16 @@ func (f *flights) close() {
 	f.closed = true
 }
 
+// A landing tells those who wait for a key that it is done, before the whole
+// flight is.
+type landing func(k key, err error)
+
 // do returns when all keys are done, by this call or by others, with the
 // errors of those that failed. Of the keys that nobody is at, fn gets those
-// together in mine, in a goroutine of its own. If ctx ends first all keys that
-// are not done have its error.
-func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx context.Context, mine []key) map[key]error) map[key]error {
+// together in mine, in a goroutine of its own; it may let each land as soon as
+// it is done, and those that it has not are done when it returns. If ctx ends
+// first all keys that are not done have its error.
+func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx context.Context, mine []key, land landing) map[key]error) map[key]error {
 	errs := map[key]error{}
 	for attempt := 1; len(keys) > 0; attempt++ {
 		board := f.board(by, keys, fn)
@@ -74,21 +86,20 @@ func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx cont
 			return failAll(errs, keys, errClosed)
 		}
 		var again []key
-		for fl, ks := range board {
+		for i, e := range board {
 			select {
-			case <-fl.done:
+			case <-e.done:
 			case <-ctx.Done():
 				f.leave(board)
-				return failAll(errs, keys, context.Cause(ctx))
+				return failAll(errs, keys[i:], context.Cause(ctx))
 			}
-			for _, k := range ks {
-				if err := fl.errs[k]; err == nil {
-					delete(errs, k)
-				} else if errs[k] = err; fl.by != by && attempt < 3 && ctx.Err() == nil {
-					again = append(again, k)
-				}
+			if e.err == nil {
+				delete(errs, e.key)
+			} else if errs[e.key] = e.err; e.flight.by != by && attempt < 3 && ctx.Err() == nil {
+				again = append(again, e.key)
 			}
 		}
+		f.leave(board)
 		keys = again
 	}
 	return errs
@@ -96,7 +107,7 @@ func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx cont
 
 // one is do for a single key.
 func (f *flights) one(ctx context.Context, by asker, k key, fn func(ctx context.Context) error) error {
-	return f.do(ctx, by, []key{k}, func(ctx context.Context, _ []key) map[key]error {
+	return f.do(ctx, by, []key{k}, func(ctx context.Context, _ []key, _ landing) map[key]error {
 		if err := fn(ctx); err != nil {
 			return map[key]error{k: err}
 		}
@@ -124,73 +135,102 @@ func failAll(errs map[key]error, keys []key, err error) map[key]error {
 }
 
 // board joins the flights that are at some of the keys, and starts one for the
-// others.
-func (f *flights) board(by asker, keys []key, fn func(context.Context, []key) map[key]error) map[*flight][]key {
+// others. It returns the errand of each key, in order; nil if all is closed.
+func (f *flights) board(by asker, keys []key, fn func(context.Context, []key, landing) map[key]error) []*errand {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
 		return nil
 	}
 	if f.aloft == nil {
-		f.aloft = map[key]*flight{}
+		f.aloft = map[key]*errand{}
 	}
-	board := map[*flight][]key{}
+	board := make([]*errand, len(keys))
 	var own *flight
-	for _, k := range keys {
-		fl := f.aloft[k]
-		if fl == nil {
+	for i, k := range keys {
+		e := f.aloft[k]
+		if e == nil {
 			if own == nil {
-				own = &flight{by: by, done: make(chan struct{})}
+				own = &flight{by: by}
 			}
-			own.keys = append(own.keys, k)
-			f.aloft[k] = own
-			fl = own
+			e = &errand{key: k, flight: own, done: make(chan struct{})}
+			own.errands = append(own.errands, e)
+			f.aloft[k] = e
 		}
-		if board[fl] == nil {
-			fl.waiters++
-		}
-		board[fl] = append(board[fl], k)
+		board[i] = e
+	}
+	for fl := range flightsOf(board) {
+		fl.waiters++
 	}
 	if own != nil {
 		var ctx context.Context
 		ctx, own.cancel = context.WithCancel(f.ctx)
-		f.work.Go(func() {
-			errs := fn(ctx, own.keys)
-			if f.ctx.Err() != nil && errs != nil {
-				errs = failAll(errs, own.keys, errClosed)
-			}
-			own.cancel()
-			f.land(own, errs)
-		})
+		f.work.Go(func() { f.fly(ctx, own, fn) })
 	}
 	return board
 }
 
-func (f *flights) land(fl *flight, errs map[key]error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.forget(fl)
-	fl.errs = errs
-	close(fl.done)
+// fly does the work of a flight.
+func (f *flights) fly(ctx context.Context, fl *flight, fn func(context.Context, []key, landing) map[key]error) {
+	defer fl.cancel()
+	mine := make([]key, len(fl.errands))
+	byKey := make(map[key]*errand, len(fl.errands))
+	for i, e := range fl.errands {
+		mine[i], byKey[e.key] = e.key, e
+	}
+	var landed sync.Mutex // guards byKey: fn may let keys land from several goroutines
+	land := func(k key, err error) {
+		landed.Lock()
+		e := byKey[k]
+		delete(byKey, k)
+		landed.Unlock()
+		if e != nil {
+			f.land(e, err)
+		}
+	}
+	errs := fn(ctx, mine, land)
+	if f.ctx.Err() != nil && errs != nil {
+		errs = failAll(errs, mine, errClosed)
+	}
+	for _, k := range mine {
+		land(k, errs[k])
+	}
 }
 
-// forget lets nobody join fl any more.
-func (f *flights) forget(fl *flight) {
-	for _, k := range fl.keys {
-		if f.aloft[k] == fl {
-			delete(f.aloft, k)
-		}
+// flightsOf returns the flights that some errands belong to, each once.
+func flightsOf(errands []*errand) map[*flight]bool {
+	all := map[*flight]bool{}
+	for _, e := range errands {
+		all[e.flight] = true
+	}
+	return all
+}
+
+func (f *flights) land(e *errand, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forget(e)
+	e.err = err
+	close(e.done)
+}
+
+// forget lets nobody join e any more.
+func (f *flights) forget(e *errand) {
+	if f.aloft[e.key] == e {
+		delete(f.aloft, e.key)
 	}
 }
 
 // leave ends the caller's part in flights, and those that nobody waits for.
-func (f *flights) leave(board map[*flight][]key) {
+func (f *flights) leave(board []*errand) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for fl := range board {
+	for fl := range flightsOf(board) {
 		if fl.waiters--; fl.waiters == 0 {
 			fl.cancel()
-			f.forget(fl)
+			for _, e := range fl.errands {
+				f.forget(e)
+			}
 		}
 	}
 }

@@ -72,11 +72,12 @@ func (r *Reader) meta(ctx context.Context, digests []manifest.Digest, keep keepi
 	}
 	var mu sync.Mutex
 	got := map[manifest.Digest][]byte{}
-	fetch := func(ctx context.Context, mine []key) map[key]error {
+	fetch := func(ctx context.Context, mine []key, land landing) map[key]error {
 		return r.fetchMeta(ctx, mine, keep, func(d manifest.Digest, b []byte) {
 			mu.Lock()
-			defer mu.Unlock()
 			got[d] = b
+			mu.Unlock()
+			land(key{workMeta, d}, nil)
 		})
 	}
 	errs := r.store.flights.do(ctx, asker{reader: r}, missing, fetch)
@@ -95,7 +96,7 @@ func (r *Reader) meta(ctx context.Context, digests []manifest.Digest, keep keepi
 		}
 		if out[i] == nil { // and could not keep it
 			k := key{workMeta, d}
-			if err := fetch(ctx, []key{k})[k]; err != nil {
+			if err := fetch(ctx, []key{k}, func(key, error) {})[k]; err != nil {
 				return nil, err
 			}
 			mu.Lock()

@@ -224,8 +224,8 @@ func (p *prefetch) fetch(group []manifest.Content) {
 			keys = append(keys, key{workBlob, c.Digest})
 		}
 	}
-	errs := p.r.store.flights.do(p.ctx, asker{p.r, true}, keys, func(ctx context.Context, mine []key) map[key]error {
-		return p.r.fetchGroup(ctx, mine, byDigest)
+	errs := p.r.store.flights.do(p.ctx, asker{p.r, true}, keys, func(ctx context.Context, mine []key, land landing) map[key]error {
+		return p.r.fetchGroup(ctx, mine, byDigest, land)
 	})
 	for _, c := range group {
 		if _, ok := byDigest[c.Digest]; !ok {
@@ -239,7 +239,8 @@ func (p *prefetch) fetch(group []manifest.Content) {
 	}
 }
 
-func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manifest.Digest]manifest.Content) map[key]error {
+// fetchGroup gets small files in one request. Each lands when it has arrived.
+func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manifest.Digest]manifest.Content, land landing) map[key]error {
 	errs := map[key]error{}
 	var want []wanted
 	var wantKeys []key
@@ -260,7 +261,11 @@ func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manife
 		return errs
 	}
 	failed, err := r.batch(ctx, want, true, func(i int, data []byte) error {
-		return r.store.acceptSmall(contents[wantKeys[i].digest], data)
+		err := r.store.acceptSmall(contents[wantKeys[i].digest], data)
+		if err == nil {
+			land(wantKeys[i], nil)
+		}
+		return err
 	})
 	if err != nil {
 		return failAll(errs, wantKeys, err)

@@ -208,8 +208,8 @@ func TestOneFetchForManyReaders(t *testing.T) {
 // waiting returns how many wait for fetches of c.
 func waiting(s *Store, c manifest.Content) (n int) {
 	s.flights.mu.Lock()
-	if fl := s.flights.aloft[key{workBlob, c.Digest}]; fl != nil {
-		n += fl.waiters
+	if e := s.flights.aloft[key{workBlob, c.Digest}]; e != nil {
+		n += e.flight.waiters
 	}
 	s.flights.mu.Unlock()
 	s.mu.Lock()
