@@ -36,6 +36,19 @@ type Locator interface {
 	Local(c manifest.Content) bool
 }
 
+// An Anticipator is a Content that takes hints of what will be wanted soon, so
+// that a program that walks a tree, or reads many small files one after the
+// other, does not wait for a round trip at each. Its methods begin work in the
+// background and return at once. What they can't get is nobody's error: whoever
+// then needs it waits, and is told.
+type Anticipator interface {
+	// ReadAhead brings these contents to this machine, in this order, in few
+	// requests. Each can be opened as soon as it is there itself.
+	ReadAhead(contents []manifest.Content)
+	// MetaAhead does the same for directory pages.
+	MetaAhead(digests []manifest.Digest)
+}
+
 // A File is one content that is open for reading. ReadAt may be called from
 // many goroutines at once; Close is called once, when no ReadAt is under way.
 type File interface {

@@ -47,6 +47,9 @@ type Stats struct {
 	// GateLookups are the first opens of files in the layout Layers; Streams the
 	// files that were not waited for.
 	GateLookups, Streams uint64
+	// AheadFiles and AheadDirectories are those that the content was asked for
+	// before anybody wanted them.
+	AheadFiles, AheadDirectories uint64
 	// Nodes are the names that the view knows; Directories those it has loaded.
 	Nodes, Directories uint64
 	// OpenFiles are the contents open at the moment.
@@ -80,5 +83,8 @@ func (v *View) Stats() Stats {
 	v.streams.mu.Lock()
 	s.Streams = uint64(len(v.streams.all))
 	v.streams.mu.Unlock()
+	v.ahead.mu.Lock()
+	s.AheadFiles, s.AheadDirectories = v.ahead.files, v.ahead.directories
+	v.ahead.mu.Unlock()
 	return s
 }

@@ -43,6 +43,16 @@
 // the table is bounded by what the snapshot says it holds, and a tree that holds
 // more is refused.
 //
+// # Asking ahead
+//
+// A snapshot says what comes after what, so a view sees when a program reads a
+// tree from one end to the other, and asks an [Anticipator] for what will be
+// next: for the directories in one that is listed; for those that a walk will
+// reach, which it loads (type walk); and for the small files after one that was
+// opened (type run). In the plain view the first READ is the sign of an open, in
+// Layers the lookup at the gate. The windows grow with use, so that a guess that
+// was wrong costs little, and a path that is looked up starts none.
+//
 // # Waiting
 //
 // Whatever may wait has a deadline, and ends at once when the process that waits

@@ -57,6 +57,7 @@ func (v *View) lookupContent(cancel <-chan struct{}, caller uint32, name string,
 	if err := v.files.hasFailed(c.Digest); errors.Is(err, manifest.ErrStale) {
 		return errno(err) // after ESTALE the kernel tries the whole path again, at once
 	}
+	v.opened(s)
 	ctx, end := v.operation(cancel, caller)
 	defer end()
 	switch err := v.admit(ctx, c); {

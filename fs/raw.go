@@ -124,6 +124,9 @@ func (v *View) list(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEn
 	if !v.table.class(n).is(manifest.Dir) {
 		return fuse.ENOTDIR
 	}
+	if in.Offset == 0 {
+		v.listed(dir)
+	}
 	first, count, _ := n.children()
 	parent := n.parent
 	if dir == v.root {

@@ -40,6 +40,7 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		// The path and the chunk list cost time that later reads can do without.
 		if c.Path == "" {
 			c = v.contentOf(nodeSlot(in.NodeId))
+			v.opened(nodeSlot(in.NodeId))
 		}
 		if err := v.files.hasFailed(c.Digest); err != nil {
 			return nil, errno(err)

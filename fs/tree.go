@@ -62,6 +62,11 @@ func (v *View) load(cancel <-chan struct{}, caller uint32, s slot) error {
 	}
 	ctx, end := v.operation(cancel, caller)
 	defer end()
+	return v.loadIn(ctx, s)
+}
+
+// loadIn is load for as long as ctx.
+func (v *View) loadIn(ctx context.Context, s slot) error {
 	return v.loads.do(ctx, v, s, func(ctx context.Context) error {
 		dir := v.table.at(s)
 		if _, _, loaded := dir.children(); loaded {

@@ -47,6 +47,7 @@ type View struct {
 
 	files *files
 	opens flights[manifest.Digest]
+	ahead ahead
 
 	digests digests
 	ensures flights[manifest.Digest]
@@ -80,6 +81,7 @@ func newView(o Options) (*View, error) {
 		files:      newFiles(cmp.Or(o.OpenFiles, DefaultOpenFiles)),
 	}
 	v.digests.seed = maphash.MakeSeed()
+	v.ahead.to, _ = o.Content.(Anticipator)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	if err := v.plant(); err != nil {
 		v.end()
