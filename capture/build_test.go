@@ -200,7 +200,7 @@ func TestBuildUsesTheCache(t *testing.T) {
 	c := newClosure(r, must(mountsBelow(root))(t), nil)
 	check(t, c.addTree(t.Context(), "/", Reason{ClassUser, "all"}))
 	asked := 0
-	again := must(build(t.Context(), openRoot(t, root), c.items, cache, func(d manifest.Digest) []byte { asked++; return first.meta[d] }))(t)
+	again := must(build(t.Context(), newHasher(openRoot(t, root), cache, func(d manifest.Digest) []byte { asked++; return first.meta[d] }), c.items))(t)
 	if again.hashed != 0 || asked != 1 || again.root.Digest != first.root.Digest {
 		t.Fatalf("%d bytes read again, %d lists asked for", again.hashed, asked)
 	}
@@ -248,7 +248,7 @@ func TestFileThatKeepsChanging(t *testing.T) {
 	defer func() { _ = r.Close() }()
 	c := newClosure(r, must(mountsBelow(root))(t), nil)
 	check(t, c.addTree(t.Context(), "/", Reason{ClassUser, "all"}))
-	_, err := build(t.Context(), openRoot(t, root), c.items, nil, nil)
+	_, err := build(t.Context(), newHasher(openRoot(t, root), nil, nil), c.items)
 	close(stop)
 	<-done
 	wantErr(t, err, manifest.ErrStale, "/busy", "--exclude")

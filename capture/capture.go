@@ -64,13 +64,20 @@ type capturing struct {
 	probes  []*probe.Probe
 	service *service
 	closure *closure
+	hasher  *hasher
 	folders []folder // of the source's /run and the like
 
-	tree     *tree
-	accesses []trace.Access // of the last run
+	first *firstRun // over the source's own root
+	seen  int       // how many of its accesses are in the closure
+	last  outcome   // of the run from the snapshot
+	tree  *tree
 }
 
 func (c *capturing) close() {
+	if c.first != nil {
+		c.first.cancel()
+		<-c.first.done
+	}
 	var files []*os.File
 	if c.cache != nil {
 		_ = c.cache.Close()
@@ -133,9 +140,9 @@ func (c *capturing) capture(ctx context.Context) error {
 			case len(learned) > 0:
 				detail = fmt.Sprintf("%d paths were missing: %s", len(learned), few(learned))
 			case len(c.probes) == 0:
-				detail = "the service starts from the snapshot; without a probe that it works is assumed"
+				detail = fmt.Sprintf("the service starts from the snapshot in %d ms; without a probe that it works is assumed", c.last.took.Milliseconds())
 			default:
-				detail = "the service works from the snapshot alone"
+				detail = fmt.Sprintf("the service works from the snapshot alone; it answered after %d ms", c.last.took.Milliseconds())
 			}
 			return detail, err
 		})
@@ -190,6 +197,7 @@ func (c *capturing) open() (err error) {
 		return &fs.PathError{Op: "open", Path: c.Root, Err: err}
 	}
 	c.dir = os.NewFile(uintptr(fd), c.Root)
+	c.hasher = newHasher(c.dir, c.cache, c.chunkList)
 	if c.mounts, err = mountsBelow(c.Root); err != nil {
 		return err
 	}
@@ -224,30 +232,65 @@ func (c *capturing) find() (string, error) {
 	for _, u := range s.units {
 		c.closure.env = append(c.closure.env, u.Env...)
 	}
-	return fmt.Sprintf("%d unit(s), %d packages", len(s.units), len(s.needed)), nil
+	return fmt.Sprintf("%d unit(s)", len(s.units)), nil
 }
 
 func (c *capturing) instance(s *stage) *instance {
 	return &instance{units: c.service.units, probes: c.probes, timeout: c.StartTimeout, stage: s, log: c.log}
 }
 
-// trace starts the service over the source's own root.
-func (c *capturing) trace(ctx context.Context) (string, error) {
+// A firstRun is the run of the service over the source's own root. It goes on in
+// the background: the service waits for its own reasons, and the rest of the
+// capture need not.
+type firstRun struct {
+	cancel   context.CancelFunc
+	answered chan outcome  // until the probes were answered
+	done     chan struct{} // closed when out is set
+	out      outcome       // of the whole run
+}
+
+// begin starts the service over the source's own root.
+func (c *capturing) begin(ctx context.Context) *firstRun {
+	ctx, cancel := context.WithCancel(ctx)
+	r := &firstRun{cancel: cancel, answered: make(chan outcome, 1), done: make(chan struct{})}
 	folders := append(slices.Clone(c.folders), c.unitFolders()...)
-	s, err := newStage(ctx, stageConfig{mounts: c.realMounts(), folders: folders, scratch: c.Scratch, log: c.log})
-	if err != nil {
+	config := stageConfig{mounts: c.realMounts(), folders: folders, scratch: c.Scratch, log: c.log}
+	go func() {
+		defer close(r.done)
+		s, err := newStage(ctx, config)
+		if err != nil {
+			r.out.err = err
+			return
+		}
+		in := c.instance(s)
+		in.answered = func(until outcome) { r.answered <- until }
+		if r.out = in.run(ctx); r.out.err != nil {
+			r.out.err = fmt.Errorf("%w in the sandbox, in which nothing is changed yet: %w%s", manifest.ErrUnhealthy, r.out.err, logTail(c.log, 0))
+		}
+	}()
+	return r
+}
+
+// trace starts the service, and while it starts finds and hashes what is needed
+// whatever it touches.
+func (c *capturing) trace(ctx context.Context) (string, error) {
+	c.first = c.begin(ctx)
+	if err := c.ahead(ctx); err != nil {
 		return "", err
 	}
-	accesses, gaps, err := c.instance(s).run(ctx)
-	if err != nil {
-		return "", fmt.Errorf("%w in the sandbox, in which nothing is changed yet: %w%s", manifest.ErrUnhealthy, err, logTail(c.log, 0))
+	var until outcome
+	select {
+	case until = <-c.first.answered:
+	case <-c.first.done:
+		select {
+		case until = <-c.first.answered:
+		default: // it never came so far
+			return "", c.first.out.err
+		}
 	}
-	c.accesses = accesses
-	for _, g := range gaps {
-		c.warn(g.String())
-	}
-	c.addFolders(accesses)
-	return fmt.Sprintf("%d accesses", len(accesses)), nil
+	c.closure.observe(until.accesses)
+	c.seen = until.started
+	return fmt.Sprintf("%d packages; the service answered after %d ms, %d accesses", len(c.service.needed), until.took.Milliseconds(), until.started), nil
 }
 
 func (c *capturing) warn(s string) {
@@ -282,10 +325,14 @@ func (c *capturing) realMounts() []sourceMount {
 	return slices.DeleteFunc(slices.Clone(c.mounts), func(m sourceMount) bool { return !m.real })
 }
 
-// shut closes the set of paths over everything that it needs.
-func (c *capturing) shut(ctx context.Context) (string, error) {
+// ahead adds to the closure what does not depend on the trace, and hashes it.
+func (c *capturing) ahead(ctx context.Context) error {
 	cl := c.closure
-	cl.observe(c.accesses)
+	warnings, err := c.service.packages(c.root)
+	if err != nil {
+		return err
+	}
+	c.result.Warnings = append(c.result.Warnings, warnings...)
 	cl.running(c.service)
 	for i, info := range c.service.infos {
 		for _, f := range info.Files {
@@ -293,7 +340,7 @@ func (c *capturing) shut(ctx context.Context) (string, error) {
 		}
 		for _, f := range info.Folders {
 			if err := cl.addTree(ctx, f, Reason{ClassRule, "data folder that " + info.Name + " asks for"}); err != nil {
-				return "", err
+				return err
 			}
 		}
 		u := c.service.units[i]
@@ -307,24 +354,68 @@ func (c *capturing) shut(ctx context.Context) (string, error) {
 		}
 	}
 	if err := cl.packages(c.service); err != nil {
-		return "", err
+		return err
 	}
 	for _, p := range c.Include {
 		in, err := includePath(p)
 		if err != nil {
-			return "", err
+			return err
 		}
 		if err := cl.addTree(ctx, in, Reason{ClassUser, "--include " + p}); err != nil {
-			return "", err
+			return err
 		}
 	}
 	if err := c.grow(ctx); err != nil {
+		return err
+	}
+	return c.hashAhead(ctx)
+}
+
+// mostAhead is the number of paths up to which they are hashed ahead. To look at
+// a large tree twice costs more than is won.
+const mostAhead = 50_000
+
+// hashAhead makes the digests of what is in the closure known, while the service
+// is busy or waits.
+func (c *capturing) hashAhead(ctx context.Context) error {
+	if len(c.closure.items) > mostAhead {
+		return nil
+	}
+	nodes, err := scan(ctx, c.dir, c.closure.items)
+	if err != nil {
+		return err
+	}
+	return c.hasher.all(ctx, nodes)
+}
+
+// shut closes the set of paths over everything that it needs, while the service
+// is being stopped, and then adds what it touched meanwhile.
+func (c *capturing) shut(ctx context.Context) (string, error) {
+	if err := c.grow(ctx); err != nil {
 		return "", err
 	}
-	for _, m := range slices.Sorted(maps.Keys(cl.missing)) {
+	if err := c.hashAhead(ctx); err != nil {
+		return "", err
+	}
+	<-c.first.done
+	out := &c.first.out
+	if out.err != nil {
+		return "", out.err
+	}
+	for _, g := range out.gaps {
+		c.warn(g.String())
+	}
+	c.addFolders(out.accesses)
+	if len(out.accesses) > c.seen {
+		c.closure.observe(out.accesses)
+		if err := c.grow(ctx); err != nil {
+			return "", err
+		}
+	}
+	for _, m := range slices.Sorted(maps.Keys(c.closure.missing)) {
 		c.Log.Debug("library missing on the source", "library", m)
 	}
-	return fmt.Sprintf("%d paths", len(cl.items)), nil
+	return fmt.Sprintf("%d paths", len(c.closure.items)), nil
 }
 
 // grow adds what follows from what was added since it was last called.
@@ -339,20 +430,7 @@ func (c *capturing) grow(ctx context.Context) error {
 }
 
 func (c *capturing) build(ctx context.Context) (string, error) {
-	lists := func(d manifest.Digest) []byte {
-		var b []byte
-		err := c.live.FetchBatch(ctx, []manifest.Range{{Digest: d, Len: -1}}, func(_ int, data []byte, err error) error {
-			if err == nil {
-				b = slices.Clone(data)
-			}
-			return err
-		})
-		if err != nil {
-			return nil // then the file is read again
-		}
-		return b
-	}
-	t, err := build(ctx, c.dir, c.closure.items, c.cache, lists)
+	t, err := build(ctx, c.hasher, c.closure.items)
 	if err != nil {
 		return "", err
 	}
@@ -360,12 +438,28 @@ func (c *capturing) build(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d entries, %d files of %.1f MB, %.1f MB read", t.totals.Entries, t.totals.Files, float64(t.totals.Bytes)/1e6, float64(t.hashed)/1e6), nil
 }
 
+// chunkList returns a chunk list that the library has, or nil: then the file is
+// read again.
+func (c *capturing) chunkList(d manifest.Digest) []byte {
+	var b []byte
+	err := c.live.FetchBatch(context.Background(), []manifest.Range{{Digest: d, Len: -1}}, func(_ int, data []byte, err error) error {
+		if err == nil {
+			b = slices.Clone(data)
+		}
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
 func (c *capturing) publish() (string, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return "", err
 	}
-	touches := profile(c.closure, c.tree, c.accesses)
+	touches := profile(c.closure, c.tree, c.last.accesses[:c.last.started])
 	paths := make([]string, len(touches))
 	for i, t := range touches {
 		paths[i] = t.Path

@@ -32,12 +32,14 @@ type closure struct {
 	chroots map[string]*rootfs.Root // of processes that called chroot, by folder
 	rules   map[string]bool         // folders that a rule has taken
 	missing map[string]bool         // libraries that are missing on the source too, for people
+
+	libraries map[string]string // canonical paths by the names that ELF files have for them; "" is not in
 }
 
 func newClosure(root *rootfs.Root, mounts []sourceMount, exclude []Pattern) *closure {
 	c := &closure{
 		root: root, mounts: mounts, linker: elf.New(root), exclude: exclude,
-		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, chroots: map[string]*rootfs.Root{},
+		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, chroots: map[string]*rootfs.Root{}, libraries: map[string]string{},
 	}
 	c.items["/"] = &item{reasons: []Reason{{ClassRule, "the root"}}}
 	for _, p := range pseudo {
@@ -52,20 +54,34 @@ func newClosure(root *rootfs.Root, mounts []sourceMount, exclude []Pattern) *clo
 // is in: what is excluded, lies in an empty folder or on a file system without
 // files is not, and neither is what nobody asked for by name if it is unwanted.
 func (c *closure) put(p string, r Reason) bool {
-	if it, ok := c.items[p]; ok {
-		it.reasons = addReason(it.reasons, r)
-		return true
-	}
-	if !c.allowed(p, r.Class) {
-		return false
-	}
-	c.items[p] = &item{reasons: []Reason{r}, secret: matchAny(secret, p) || matchAny(key, p)}
-	text := "folder on the way to " + p
-	parents(p, func(dir string) bool {
-		if _, ok := c.items[dir]; ok {
+	it, ok := c.items[p]
+	if !ok {
+		if !c.allowed(p, r.Class) {
 			return false
 		}
-		c.items[dir] = &item{reasons: []Reason{{r.Class, text}}}
+		it = &item{secret: matchAny(secret, p) || matchAny(key, p)}
+		c.items[p] = it
+	}
+	// The folders above have a reason of this class, or a better one, if p has.
+	explained := ok && it.reasons[0].Class <= r.Class
+	it.reasons = addReason(it.reasons, r)
+	if explained {
+		return true
+	}
+	var way Reason
+	parents(p, func(dir string) bool {
+		it, ok := c.items[dir]
+		switch {
+		case !ok:
+			it = &item{}
+			c.items[dir] = it
+		case it.reasons[0].Class <= r.Class:
+			return false
+		}
+		if way.Text == "" {
+			way = Reason{r.Class, "folder on the way to " + p}
+		}
+		it.reasons = addReason(it.reasons, way)
 		return true
 	})
 	return true
@@ -150,6 +166,17 @@ func (c *closure) addPlace(root *rootfs.Root, prefix, p string, r Reason) {
 		}
 		return false
 	})
+}
+
+// addLibrary is add for a library, which many need: the way to it is walked once.
+func (c *closure) addLibrary(p string, r Reason) {
+	canonical, ok := c.libraries[p]
+	if !ok {
+		canonical, _, _ = c.add(p, r)
+		c.libraries[p] = canonical
+	} else if canonical != "" {
+		c.put(canonical, r)
+	}
 }
 
 // runnable reports whether the file may be a program or a library.
@@ -252,7 +279,7 @@ func (c *closure) interpret(ctx context.Context) error {
 			continue // not ELF, or one for another machine
 		}
 		for _, l := range libs {
-			c.add(l.Path, Reason{ClassLibrary, l.Reason})
+			c.addLibrary(l.Path, Reason{ClassLibrary, l.Reason})
 		}
 		for _, m := range missing {
 			c.missing[fmt.Sprintf("%s, needed by %s", m.Name, m.By)] = true

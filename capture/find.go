@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path"
 	"path/filepath"
 	"slices"
@@ -26,11 +27,13 @@ type service struct {
 	// with all that they depend on, by ID.
 	own    map[string]string // ID -> why
 	needed map[string]string
-	// files are the package files that the administrator named.
+	// names are the packages that the administrator named, and files the package
+	// files.
+	names []string
 	files []*rpmfile.Package
 }
 
-// find reads the units and the package database.
+// find reads the units and the package files that the administrator named.
 func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	s := &service{own: map[string]string{}, needed: map[string]string{}}
 	var warnings []string
@@ -62,10 +65,9 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var names []string
 	for _, p := range o.Packages {
 		if !strings.HasSuffix(p, ".rpm") {
-			names = append(names, p)
+			s.names = append(s.names, p)
 			continue
 		}
 		f, err := rpmfile.Open(p)
@@ -77,15 +79,21 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 		}
 		s.files = append(s.files, f)
 	}
+	return s, warnings, nil
+}
+
+// packages reads the package database: which packages own the service, and what
+// those need.
+func (s *service) packages(root *rootfs.Root) (warnings []string, err error) {
 	s.db, err = pkgdb.Open(root, dpkg.Open)
 	if errors.Is(err, pkgdb.ErrNone) {
-		if len(names) > 0 {
-			return nil, nil, fmt.Errorf("package %s: %w: %w", names[0], err, manifest.ErrNotFound)
+		if len(s.names) > 0 {
+			return nil, fmt.Errorf("package %s: %w: %w", s.names[0], err, manifest.ErrNotFound)
 		}
-		return s, append(warnings, "no package database: only what the service used, and what it needs, is captured; see --include"), nil
+		return []string{"no package database: only what the service used, and what it needs, is captured; see --include"}, nil
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for i, u := range s.units {
 		// Programs of the other commands are tools: their packages go in, since
@@ -98,21 +106,16 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 		}
 	}
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	for _, name := range names {
+	for _, name := range s.names {
 		p, ok := s.db.Package(name)
 		if !ok {
-			return nil, nil, fmt.Errorf("package %s: not installed in %s: %w%s", name, root, manifest.ErrNotFound, similar(name, s.db.Packages()))
+			return nil, fmt.Errorf("package %s: not installed in %s: %w%s", name, root, manifest.ErrNotFound, similar(name, s.db.Packages()))
 		}
 		s.own[p.ID] = "named by the administrator"
 	}
-	ids := make([]string, 0, len(s.own))
-	for id := range s.own {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	members, missing := pkgdb.Closure(s.db, ids)
+	members, missing := pkgdb.Closure(s.db, slices.Sorted(maps.Keys(s.own)))
 	for _, m := range members {
 		if m.By == "" {
 			s.needed[m.ID] = s.own[m.ID]
@@ -123,7 +126,7 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	for _, m := range missing {
 		warnings = append(warnings, "not installed: "+m.String())
 	}
-	return s, warnings, nil
+	return warnings, nil
 }
 
 // addUnit adds the systemd unit called name, or in its place the instances that

@@ -31,8 +31,20 @@ type instance struct {
 	// lacks, if not nil, reports whether one of the accesses, which are all that
 	// came since it was last called, was of something that should have been there.
 	lacks func([]trace.Access) bool
+	// answered, if not nil, is called when the probes were answered and before
+	// the service is stopped, with what has come of the run so far.
+	answered func(outcome)
 
 	daemons []daemon
+}
+
+// An outcome is what came of a run.
+type outcome struct {
+	accesses []trace.Access
+	started  int           // how many of them came before the probes were answered; 0 if they were not
+	took     time.Duration // until then, from the first command on
+	gaps     []trace.Gap
+	err      error
 }
 
 // A daemon is the main process of a unit that has started.
@@ -52,14 +64,14 @@ const (
 // run starts the units in their order, waits until the probes answer, asks each
 // once more, and stops the units in the opposite order. What was touched is
 // returned also when it fails.
-func (in *instance) run(ctx context.Context) ([]trace.Access, []trace.Gap, error) {
+func (in *instance) run(ctx context.Context) (out outcome) {
 	in.tracer = trace.New(in.stage.sb)
 	served, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	if in.lacks != nil {
 		watch.Go(func() { in.watch(served, cancel) })
 	}
-	err := in.serve(served)
+	err := in.serve(served, &out)
 	if errors.Is(context.Cause(served), errLacks) {
 		err = errLacks
 	}
@@ -74,7 +86,8 @@ func (in *instance) run(ctx context.Context) ([]trace.Access, []trace.Gap, error
 	if err == nil && traced != nil {
 		err = traced
 	}
-	return accesses, in.tracer.Gaps(), err
+	out.accesses, out.gaps, out.err = accesses, in.tracer.Gaps(), err
+	return out
 }
 
 // errLacks: the run was given up, since something that should be there is not.
@@ -100,7 +113,8 @@ func (in *instance) watch(ctx context.Context, giveUp context.CancelCauseFunc) {
 	giveUp(errLacks)
 }
 
-func (in *instance) serve(ctx context.Context) error {
+func (in *instance) serve(ctx context.Context, out *outcome) error {
+	begin := time.Now()
 	for _, u := range in.units {
 		if err := in.start(ctx, u); err != nil {
 			return &startError{unit: u.Name, err: err}
@@ -108,6 +122,12 @@ func (in *instance) serve(ctx context.Context) error {
 	}
 	if err := in.exercise(ctx); err != nil {
 		return err
+	}
+	out.took = time.Since(begin)
+	out.accesses = in.tracer.Accesses()
+	out.started = len(out.accesses)
+	if in.answered != nil {
+		in.answered(*out)
 	}
 	for _, d := range slices.Backward(in.daemons) {
 		in.stop(ctx, d)

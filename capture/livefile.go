@@ -277,6 +277,16 @@ func gone(err error) bool {
 // is followed, not even on the way: whoever can write to a folder of the
 // service could have put one there since the path was resolved.
 func openCanonical(root *os.File, p string) (*os.File, error) {
+	fd, err := openFile(root, p)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path.Join(root.Name(), p), Err: err}
+	}
+	return os.NewFile(uintptr(fd), path.Join(root.Name(), p)), nil
+}
+
+// openFile is openCanonical without an [os.File] around the descriptor, and with
+// a bare errno.
+func openFile(root *os.File, p string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_NOATIME,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
@@ -286,10 +296,7 @@ func openCanonical(root *os.File, p string) (*os.File, error) {
 		how.Flags &^= unix.O_NOATIME
 		fd, err = openat2(root, p, how)
 	}
-	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path.Join(root.Name(), p), Err: err}
-	}
-	return os.NewFile(uintptr(fd), path.Join(root.Name(), p)), nil
+	return fd, err
 }
 
 func openat2(root *os.File, p string, how unix.OpenHow) (int, error) {

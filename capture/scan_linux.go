@@ -221,9 +221,9 @@ func grow(b []byte, get func([]byte) (int, error)) ([]byte, error) {
 }
 
 // restat replaces what the scan said of the file n by what it is now.
-func (h *hasher) restat(f *os.File, n *node) error {
+func restat(fd int, n *node) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	if err := fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", n.path, err)
 	}
 	fresh, err := newNode(n.path, n.entry.Name, &st)
@@ -232,12 +232,11 @@ func (h *hasher) restat(f *os.File, n *node) error {
 	}
 	fresh.item = n.item
 	fresh.entry.Xattrs, err = readXattrs(n.path,
-		func(b []byte) (int, error) { return unix.Flistxattr(int(f.Fd()), b) },
-		func(name string, b []byte) (int, error) { return unix.Fgetxattr(int(f.Fd()), name, b) })
+		func(b []byte) (int, error) { return unix.Flistxattr(fd, b) },
+		func(name string, b []byte) (int, error) { return unix.Fgetxattr(fd, name, b) })
 	if err != nil {
 		return err
 	}
-	runtime.KeepAlive(f)
 	*n = *fresh
 	return nil
 }

@@ -5,13 +5,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"os"
 	"path"
 	"slices"
 	"strings"
 
 	"srvfs/manifest"
-	"srvfs/manifest/statcache"
 )
 
 // An item is what is known of a path before it is read: why it is in.
@@ -26,24 +24,28 @@ type tree struct {
 	root   manifest.Entry
 	totals manifest.Totals
 	meta   metaSet
-	hashed int64 // bytes that were read
+	hashed int64 // bytes that its hasher has read so far
 }
 
 // build scans, hashes and encodes the paths in items, which are canonical and
 // have all their parents with them. Nothing of it depends on the order or the
 // time at which it is done: an unchanged source gives the same root digest.
-func build(ctx context.Context, root *os.File, items map[string]*item, cache *statcache.Cache, lists func(manifest.Digest) []byte) (*tree, error) {
-	nodes, err := scan(ctx, root, items)
+func build(ctx context.Context, h *hasher, items map[string]*item) (*tree, error) {
+	nodes, err := scan(ctx, h.root, items)
 	if err != nil {
 		return nil, err
 	}
-	h := &hasher{root: root, cache: cache, lists: lists, meta: metaSet{}}
 	if err := h.all(ctx, nodes); err != nil {
 		return nil, err
 	}
 	nodes = slices.DeleteFunc(nodes, func(n *node) bool { return n == nil })
 	linkUp(nodes)
-	t := &tree{nodes: nodes, meta: h.meta, hashed: h.bytes}
+	t := &tree{nodes: nodes, meta: metaSet{}, hashed: h.bytes}
+	for _, n := range nodes {
+		if d := n.entry.Chunks; !d.IsZero() {
+			t.meta[d] = h.lists[d]
+		}
+	}
 	return t, t.encode()
 }
 

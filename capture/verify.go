@@ -31,11 +31,12 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 			return slices.ContainsFunc(c.leftOut(accesses), func(p string) bool { return c.closure.allowed(p, ClassTraced) && !matchAny(logs, p) })
 		}
 	}
-	accesses, gaps, failed := in.run(ctx)
+	out := in.run(ctx)
+	accesses, failed := out.accesses, out.err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	for _, g := range gaps {
+	for _, g := range out.gaps {
 		c.warn(g.String())
 	}
 	before := len(c.closure.items)
@@ -66,7 +67,7 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 		}
 		return nil, fmt.Errorf("%w from the snapshot: %w; %s%s", manifest.ErrUnhealthy, failed, what, logTail(c.log, info.Size()))
 	}
-	c.accesses = accesses
+	c.last = out
 	return nil, nil
 }
 

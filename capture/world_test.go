@@ -76,7 +76,7 @@ func gather(t testing.TB, root string, cache *statcache.Cache) *tree {
 	t.Cleanup(func() { _ = r.Close() })
 	c := newClosure(r, must(mountsBelow(root))(t), nil)
 	check(t, c.addTree(t.Context(), "/", Reason{ClassUser, "everything"}))
-	return must(build(t.Context(), openRoot(t, root), c.items, cache, nil))(t)
+	return must(build(t.Context(), newHasher(openRoot(t, root), cache, nil), c.items))(t)
 }
 
 func openRoot(t testing.TB, root string) *os.File {

@@ -19,8 +19,8 @@
 // # The file
 //
 // One file of records of fixed length, each with a checksum (CRC-32C), the
-// first of them the format's name. New records are appended with one write
-// each; the newest for an inode counts. A record that is damaged is skipped, a
+// first of them the format's name. New records are appended, each whole in
+// one write; the newest for an inode counts. A record that is damaged is skipped, a
 // tail that is torn is cut off. It is a cache: what is lost is hashed again,
 // and so nothing is flushed to disk. A file of another format is replaced.
 //

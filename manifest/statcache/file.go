@@ -85,9 +85,9 @@ func (c *Cache) load(f *os.File) error {
 	return nil
 }
 
-// append adds one record to the file that stands at c.path, which another
-// process may have replaced.
-func (c *Cache) append(r record) error {
+// append adds records to the file that stands at c.path, which another process
+// may have replaced.
+func (c *Cache) append(records []byte) error {
 	for {
 		if err := flock(c.file, unix.LOCK_SH); err != nil {
 			return err
@@ -100,9 +100,9 @@ func (c *Cache) append(r record) error {
 			return err
 		}
 	}
-	n, err := c.file.Write(r[:])
+	n, err := c.file.Write(records)
 	unlock(c.file)
-	if err != nil && n > 0 { // the disk is full: take the torn record away again
+	if err != nil && n > 0 { // the disk is full: take what is torn away again
 		if lerr := flock(c.file, unix.LOCK_EX); lerr == nil {
 			_ = mend(c.file)
 			unlock(c.file)

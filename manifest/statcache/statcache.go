@@ -108,6 +108,13 @@ func (c *Cache) Get(k Key) (Value, bool) {
 	return c.table.get(k)
 }
 
+// An Entry is one file for [Cache.PutAll].
+type Entry struct {
+	Key
+	Value
+	Started time.Time // when its hashing began
+}
+
 // Put records the value of a file that was hashed from the time started on,
 // and whose key was the same before and after. It reports whether it did: a
 // racy entry is not recorded. With an error, which is one of the file system,
@@ -119,18 +126,46 @@ func (c *Cache) Put(k Key, v Value, started time.Time) (bool, error) {
 	return true, c.PutTrusted(k, v)
 }
 
+// PutAll is Put for many files with one write.
+func (c *Cache) PutAll(entries []Entry) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var b []byte
+	for i := range entries {
+		if e := &entries[i]; !e.Racy(e.Started) {
+			b = c.put(b, e.Key, e.Value)
+		}
+	}
+	return c.write(b)
+}
+
 // PutTrusted is Put without the rule for racy entries: the caller knows that a
 // later change of the file will show in its key.
 func (c *Cache) PutTrusted(k Key, v Value) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var b [recordSize]byte
+	return c.write(c.put(b[:0], k, v))
+}
+
+// put enters the value into the table, and appends what the file lacks to b.
+func (c *Cache) put(b []byte, k Key, v Value) []byte {
 	if old, ok := c.table.get(k); ok && old == v {
-		return nil
+		return b
 	}
 	if c.table.put(k, v) {
 		c.stale++
 	}
-	if err := c.append(encodeRecord(k, v)); err != nil {
+	r := encodeRecord(k, v)
+	return append(b, r[:]...)
+}
+
+// write appends records to the file.
+func (c *Cache) write(records []byte) error {
+	if len(records) == 0 {
+		return nil
+	}
+	if err := c.append(records); err != nil {
 		return fmt.Errorf("statcache: %w", err)
 	}
 	if c.mostlyStale() {
