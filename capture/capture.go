@@ -375,13 +375,26 @@ func (c *capturing) ahead(ctx context.Context) error {
 // a large tree twice costs more than is won.
 const mostAhead = 50_000
 
-// hashAhead makes the digests of what is in the closure known, while the service
-// is busy or waits.
+// hashAhead makes the digests of what is new in the closure known, while the
+// service is busy or waits.
 func (c *capturing) hashAhead(ctx context.Context) error {
 	if len(c.closure.items) > mostAhead {
 		return nil
 	}
-	nodes, err := scan(ctx, c.dir, c.closure.items)
+	fresh := map[string]*item{}
+	for p, it := range c.closure.items {
+		if it.ahead {
+			continue
+		}
+		it.ahead = true
+		fresh[p] = it
+		parents(p, func(dir string) bool {
+			_, ok := fresh[dir]
+			fresh[dir] = c.closure.items[dir]
+			return !ok
+		})
+	}
+	nodes, err := scan(ctx, c.dir, fresh)
 	if err != nil {
 		return err
 	}

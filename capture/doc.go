@@ -6,13 +6,15 @@
 //
 // [Capture] works in steps, each reported as it ends:
 //
-//	find     the unit, init script or command becomes a [manifest.Unit]; the
-//	         package database says which packages own it, and what they need
+//	find     the unit, init script or command becomes a [manifest.Unit]
 //	trace    a second, disposable instance starts in a sandbox, under trace,
-//	         over a copy-on-write view of the source's root; it is sent its
-//	         probes and stopped; what it executed, opened and looked up is known
+//	         over a copy-on-write view of the source's root, and is sent its
+//	         probes; what it executed, opened and looked up is known. Meanwhile
+//	         the package database says which packages own the service and what
+//	         they need, and these are closed over and hashed
 //	close    what a trace can't see is added: symlinks on the way, interpreters,
-//	         libraries, the packages' other files, and the rules' files
+//	         libraries, the packages' other files, and the rules' files.
+//	         Meanwhile the instance is stopped, and what that touched is added
 //	build    the tree is scanned, hashed and encoded
 //	verify   the service starts again, in a root that has the snapshot's names
 //	         and nothing else, and is sent the probes; lookups that failed there

@@ -254,8 +254,11 @@ func (c *closure) usedPackages(s *service) error {
 	if s.db == nil {
 		return nil
 	}
-	done := map[string]bool{}
 	for p := range c.used {
+		if c.asked[p] {
+			continue
+		}
+		c.asked[p] = true
 		info, err := c.root.Lstat(p)
 		if err != nil || !info.Mode().IsRegular() {
 			continue
@@ -265,10 +268,10 @@ func (c *closure) usedPackages(s *service) error {
 			return fmt.Errorf("owner of %s: %w", p, err)
 		}
 		for _, id := range ids {
-			if _, ok := s.needed[id]; ok || done[id] {
+			if _, ok := s.needed[id]; ok || c.whole[id] {
 				continue
 			}
-			done[id] = true
+			c.whole[id] = true
 			if err := c.addPackage(s.db, id, "of which it used "+p); err != nil {
 				return err
 			}

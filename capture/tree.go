@@ -16,6 +16,7 @@ import (
 type item struct {
 	reasons []Reason
 	secret  bool
+	ahead   bool // its digest was asked for before the set was complete
 }
 
 // A tree is a finished one: nodes sorted by path, encoded pages and chunk lists.
