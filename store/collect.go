@@ -114,6 +114,8 @@ func (s *Store) sweep(ctx context.Context, folder string, used map[manifest.Dige
 // discard removes one file of the store, unless d has come in since Collect
 // began.
 func (s *Store) discard(path string, blob bool, d manifest.Digest) (freed int64, err error) {
+	s.naming.Lock()
+	defer s.naming.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.arrived[d] || s.partials[d] != nil {

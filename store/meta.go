@@ -45,10 +45,10 @@ func (s *Store) writeMeta(d manifest.Digest, b []byte) error {
 	temp := s.tempPath()
 	err := os.WriteFile(temp, b, 0o444)
 	if err == nil {
-		s.mu.Lock()
+		s.naming.Lock()
 		s.arrive(d)
 		err = os.Rename(temp, s.metaPath(d))
-		s.mu.Unlock()
+		s.naming.Unlock()
 	}
 	if err != nil {
 		_ = os.Remove(temp)

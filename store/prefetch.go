@@ -154,23 +154,22 @@ func (p *prefetch) locate(found <-chan manifest.Content, missing chan<- manifest
 		if p.ctx.Err() != nil {
 			continue
 		}
-		before := p.r.store.known(c.Digest)
-		there, err := p.r.local(p.ctx, c)
+		where, err := p.r.look(p.ctx, c)
 		switch {
 		case err != nil:
 			p.lose(c, err)
-		case there:
-			p.count(func(g *Progress) {
-				g.Done.add(1, c.Size)
-				if !before && p.r.store.pins.get(c.Digest) != Unpinned {
-					g.Host.add(1, c.Size)
-				}
-			})
-		default:
+		case where == absent:
 			select {
 			case missing <- c:
 			case <-p.ctx.Done():
 			}
+		default:
+			p.count(func(g *Progress) {
+				g.Done.add(1, c.Size)
+				if where == pinned {
+					g.Host.add(1, c.Size)
+				}
+			})
 		}
 	}
 }

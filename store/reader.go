@@ -126,21 +126,43 @@ func valid(c manifest.Content) error {
 	return nil
 }
 
+// A whereabouts says what look has found.
+type whereabouts uint8
+
+const (
+	absent whereabouts = iota // neither in blobs nor on the host
+	stored                    // in blobs
+	pinned                    // in blobs, as the host's file, since just now
+)
+
 // local reports whether c stands in blobs, after pinning the host's identical
 // file if there is one.
 func (r *Reader) local(ctx context.Context, c manifest.Content) (bool, error) {
+	where, err := r.look(ctx, c)
+	return where != absent, err
+}
+
+// look is local, and says more. A file that is neither here nor there costs it
+// one system call where there is no host to search.
+func (r *Reader) look(ctx context.Context, c manifest.Content) (whereabouts, error) {
 	s := r.store
-	if s.known(c.Digest) {
+	switch k, there := s.blobKey(c.Digest); {
+	case there && s.trusted(c.Digest, k):
 		s.stats.blobHits.add(1)
-		return true, nil
+		return stored, nil
+	case !there && (s.host == nil || c.Size == 0):
+		return absent, nil
 	}
 	err := s.flights.one(ctx, asker{}, key{workLocal, c.Digest}, func(ctx context.Context) error {
 		return s.findLocal(ctx, c)
 	})
-	if err != nil {
-		return false, err
+	switch {
+	case err != nil || !s.known(c.Digest):
+		return absent, err
+	case s.pins.get(c.Digest) == Unpinned:
+		return stored, nil
 	}
-	return s.known(c.Digest), nil
+	return pinned, nil
 }
 
 func (s *Store) findLocal(ctx context.Context, c manifest.Content) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,13 +48,15 @@ type Store struct {
 	stats    counters
 
 	lock  *os.File
-	blobs *os.File // the folder, to flush
+	blobs *os.File // the folder
+	tmp   *os.File // the folder
 	stat  *statcache.Cache
 	pins  *pinIndex
 	host  *host // nil: there is none
 
 	flights    flights
 	demand     demand
+	naming     sync.Mutex // held by who makes or removes a name in blobs or meta; taken before mu
 	mu         sync.Mutex
 	partials   map[manifest.Digest]*partial
 	pending    map[manifest.Digest]statcache.Key // verified blobs that are not flushed yet
@@ -116,6 +119,9 @@ func (s *Store) open(hostRoot string) (err error) {
 	if s.blobs, err = os.Open(filepath.Join(s.dir, "blobs")); err != nil {
 		return err
 	}
+	if s.tmp, err = os.Open(filepath.Join(s.dir, "tmp")); err != nil {
+		return err
+	}
 	if s.stat, err = statcache.Open(filepath.Join(s.dir, "statcache")); err != nil {
 		return err
 	}
@@ -154,7 +160,7 @@ func (s *Store) closeFiles() {
 	if s.stat != nil {
 		_ = s.stat.Close()
 	}
-	for _, f := range []*os.File{s.blobs, s.lock} {
+	for _, f := range []*os.File{s.blobs, s.tmp, s.lock} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -174,10 +180,9 @@ func (s *Store) partialPath(d manifest.Digest) string {
 	return filepath.Join(s.dir, "partial", d.Hex())
 }
 
-// tempPath returns a name that no other writer uses.
-func (s *Store) tempPath() string {
-	return filepath.Join(s.dir, "tmp", fmt.Sprint(s.temp.next()))
-}
+// tempName returns a name in tmp that no other writer uses, tempPath its path.
+func (s *Store) tempName() string { return strconv.FormatUint(s.temp.next(), 10) }
+func (s *Store) tempPath() string { return filepath.Join(s.dir, "tmp", s.tempName()) }
 
 // lockFile takes the lock at path for this process.
 func lockFile(path string) (*os.File, error) {

@@ -148,6 +148,17 @@ func (c *Cache) PutTrusted(k Key, v Value) error {
 	return c.write(c.put(b[:0], k, v))
 }
 
+// PutAllTrusted is PutTrusted for many files with one write.
+func (c *Cache) PutAllTrusted(all map[Key]Value) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var b []byte
+	for k, v := range all {
+		b = c.put(b, k, v)
+	}
+	return c.write(b)
+}
+
 // put enters the value into the table, and appends what the file lacks to b.
 func (c *Cache) put(b []byte, k Key, v Value) []byte {
 	if old, ok := c.table.get(k); ok && old == v {
