@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"srvfs/manifest"
 )
@@ -25,8 +26,8 @@ import (
 // number or change time (a chmod, a new hard link, a restored backup) is hashed
 // again, once, and served if its bytes are the same.
 //
-// A Live follows the library: each request costs one stat to see whether
-// something new was published. It is safe for concurrent use.
+// A Live follows the library: a request costs one stat to see whether something
+// new was published. It is safe for concurrent use.
 type Live struct {
 	lib *Library
 
@@ -61,8 +62,8 @@ func (l *Live) FetchBatch(ctx context.Context, want []manifest.Range, yield func
 }
 
 // Restrict returns an origin that has only what belongs to the services for
-// which allowed returns true; nil allows all. It is asked at each request, so
-// what is taken away is gone at once.
+// which allowed returns true; nil allows all. It is asked at each request, and
+// every sightLasts of a batch, so what is taken away is gone at once.
 func (l *Live) Restrict(allowed func(service string) bool) manifest.Batcher {
 	return &restricted{live: l, allowed: allowed}
 }
@@ -70,7 +71,10 @@ func (l *Live) Restrict(allowed func(service string) bool) manifest.Batcher {
 // Belongs reports whether the content d, a file's or metadata, belongs to a
 // service for which allowed returns true.
 func (l *Live) Belongs(d manifest.Digest, allowed func(service string) bool) bool {
-	_, err := (&restricted{live: l, allowed: allowed}).find(d)
+	s, err := (&restricted{live: l, allowed: allowed}).see()
+	if err == nil {
+		_, err = s.find(d)
+	}
 	return err == nil
 }
 
@@ -170,13 +174,44 @@ type found struct {
 	files []liveRef
 }
 
+// A sight is what a peer may see at one moment, the latest edition of each
+// service first.
+type sight struct {
+	at       time.Time
+	editions []*liveEdition
+	latest   []bool // which of them are the latest of their service
+}
+
+// sightLasts is for how long a batch of small files relies on what it saw: to
+// look costs two stats, which is a third of what it costs to read such a file.
+const sightLasts = 10 * time.Millisecond
+
+func (r *restricted) see() (*sight, error) {
+	all, err := r.live.current()
+	if err != nil {
+		return nil, err
+	}
+	s := &sight{at: time.Now()}
+	before, may := "", false
+	for _, e := range all {
+		latest := e.Service != before
+		if before = e.Service; latest {
+			may = r.allowed == nil || r.allowed(e.Service)
+		}
+		if may {
+			s.editions, s.latest = append(s.editions, e), append(s.latest, latest)
+		}
+	}
+	return s, nil
+}
+
 // find looks d up in the editions that the peer may see: first in the latest
 // of each service, so that those that were retired need not be loaded for what
 // is still current.
-func (r *restricted) find(d manifest.Digest) (found, error) {
-	f, err := r.look(d, false)
+func (s *sight) find(d manifest.Digest) (found, error) {
+	f, err := s.look(d, false)
 	if err == nil && f.meta == nil && len(f.files) == 0 {
-		f, err = r.look(d, true)
+		f, err = s.look(d, true)
 	}
 	if err == nil && f.meta == nil && len(f.files) == 0 {
 		err = fmt.Errorf("content %v: in no published snapshot: %w", d, manifest.ErrNotFound)
@@ -187,18 +222,11 @@ func (r *restricted) find(d manifest.Digest) (found, error) {
 // look looks d up in the latest edition of each service, or in all others.
 // There is an error only if nothing was found, and an edition that may have it
 // can't be read.
-func (r *restricted) look(d manifest.Digest, retired bool) (found, error) {
-	editions, err := r.live.current()
-	if err != nil {
-		return found{}, err
-	}
+func (s *sight) look(d manifest.Digest, retired bool) (found, error) {
 	var f found
 	var failed error
-	before := ""
-	for _, e := range editions {
-		latest := e.Service != before
-		before = e.Service
-		if latest == retired || r.allowed != nil && !r.allowed(e.Service) {
+	for i, e := range s.editions {
+		if s.latest[i] == retired {
 			continue
 		}
 		if err := e.load(); err != nil {
@@ -224,7 +252,7 @@ func (r *restricted) look(d manifest.Digest, retired bool) (found, error) {
 
 // open calls use with each live file that has the content d and is still what
 // was captured, until use succeeds. If none does, the error is the first.
-func (r *restricted) open(d manifest.Digest, f found, use func(*liveFile) error) error {
+func (s *sight) open(d manifest.Digest, f found, use func(*liveFile) error) error {
 	var first error
 	try := func(refs []liveRef) bool {
 		for _, ref := range refs {
@@ -245,7 +273,7 @@ func (r *restricted) open(d manifest.Digest, f found, use func(*liveFile) error)
 		return nil
 	}
 	// A path that a retired snapshot had may hold the content again, or still.
-	if old, err := r.look(d, true); err == nil && try(old.files) {
+	if old, err := s.look(d, true); err == nil && try(old.files) {
 		return nil
 	}
 	return first
@@ -265,7 +293,11 @@ func (r *restricted) Fetch(ctx context.Context, d manifest.Digest, off, n int64)
 		}
 		return io.NopCloser(bytes.NewReader(nil)), nil
 	}
-	f, err := r.find(d)
+	s, err := r.see()
+	if err != nil {
+		return nil, err
+	}
+	f, err := s.find(d)
 	if err != nil {
 		return nil, err
 	}
@@ -277,9 +309,11 @@ func (r *restricted) Fetch(ctx context.Context, d manifest.Digest, off, n int64)
 		return io.NopCloser(io.NewSectionReader(f.meta.f, f.where.off+off, n)), nil
 	}
 	var out io.ReadCloser
-	err = r.open(d, f, func(file *liveFile) error {
+	err = s.open(d, f, func(file *liveFile) error {
 		n, err := clip(d, off, n, file.size)
-		out = &liveReader{ctx: ctx, file: file, off: off, end: off + n}
+		if err == nil {
+			out = &liveReader{ctx: ctx, file: file, f: os.NewFile(uintptr(file.f), file.path), off: off, end: off + n}
+		}
 		return err
 	})
 	if err != nil {
@@ -317,6 +351,7 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 		}
 	}()
 	var buf []byte
+	var s *sight
 	read := func(w manifest.Range) ([]byte, error) {
 		if w.Len > manifest.MaxRange {
 			return nil, fmt.Errorf("range of %d bytes: at most %d: %w", w.Len, manifest.MaxRange, manifest.ErrInvalid)
@@ -337,7 +372,13 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 		if w.Digest == manifest.EmptyDigest && w.Off == 0 && w.Len <= 0 {
 			return nil, nil
 		}
-		f, err := r.find(w.Digest)
+		if s == nil || time.Since(s.at) > sightLasts {
+			var err error
+			if s, err = r.see(); err != nil {
+				return nil, err
+			}
+		}
+		f, err := s.find(w.Digest)
 		if err != nil {
 			return nil, err
 		}
@@ -359,7 +400,7 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 			return buf, nil
 		}
 		var b []byte
-		err = r.open(w.Digest, f, func(file *liveFile) error {
+		err = s.open(w.Digest, f, func(file *liveFile) error {
 			n, err := clip(w.Digest, w.Off, w.Len, file.size)
 			if err == nil && n > manifest.MaxRange {
 				err = fmt.Errorf("range of %d bytes: at most %d: %w", n, manifest.MaxRange, manifest.ErrInvalid)

@@ -114,7 +114,7 @@ type liveRef struct {
 
 // A liveFile is an open file of which the identity was right when it was opened.
 type liveFile struct {
-	f    *os.File
+	f    liveFD
 	path string // in the snapshot
 	size int64
 	id   Identity // as it was found
@@ -122,6 +122,35 @@ type liveFile struct {
 }
 
 func (f *liveFile) close() { _ = f.f.Close() }
+
+// A liveFD is the descriptor of an open regular file. An [os.File] would be
+// offered to the runtime's poller first, which takes four system calls more to
+// find that it can't be polled, and thousands of small files are read.
+type liveFD int
+
+// ReadAt implements [io.ReaderAt].
+func (fd liveFD) ReadAt(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		k, err := unix.Pread(int(fd), p[n:], off+int64(n))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return n, os.NewSyscallError("pread", err)
+		case k == 0:
+			return n, io.EOF
+		}
+		n += max(k, 0)
+	}
+	return n, nil
+}
+
+// Close implements [io.Closer].
+func (fd liveFD) Close() error { return os.NewSyscallError("close", unix.Close(int(fd))) }
+
+func (fd liveFD) stat() (st unix.Stat_t, err error) {
+	err = fstat(int(fd), &st)
+	return st, os.NewSyscallError("fstat", err)
+}
 
 // open opens the file if it is still what was captured; else the error wraps
 // [manifest.ErrStale] and says which path, and since when if that is known.
@@ -132,14 +161,14 @@ func (r liveRef) open() (*liveFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
 	}
-	f, err := openCanonical(root, p)
+	fd, err := openFile(root, p)
 	if err != nil {
 		if gone(err) {
 			return nil, stale(p, "it is gone, or a folder on its path was replaced: %v", err)
 		}
 		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
 	}
-	file := &liveFile{f: f, path: p, size: rec.size, ref: r}
+	file := &liveFile{f: liveFD(fd), path: p, size: rec.size, ref: r}
 	if err := file.check(rec); err != nil {
 		file.close()
 		return nil, err
@@ -149,16 +178,16 @@ func (r liveRef) open() (*liveFile, error) {
 
 // check compares the file's stat with the record.
 func (f *liveFile) check(rec *liveRec) error {
-	info, err := f.f.Stat()
+	st, err := f.f.stat()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
 	}
-	f.id = identify(info)
+	f.id = identityOf(&st)
 	want := Identity{Dev: f.ref.files.devs[rec.dev], Ino: rec.ino, Size: rec.size, Mtime: rec.mtime, Ctime: rec.ctime}
 	switch {
 	case f.id == want:
 		return nil
-	case !info.Mode().IsRegular():
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
 		return stale(f.path, "it is no longer a regular file")
 	case f.id.Size != want.Size || f.id.Mtime != want.Mtime:
 		return stale(f.path, "it had %d bytes and was modified %s; it has %d bytes and was modified %s",
@@ -202,11 +231,11 @@ func (f *liveFile) rehash(rec *liveRec) error {
 
 // unchanged reports whether the stat is still what it was at open.
 func (f *liveFile) unchanged() error {
-	info, err := f.f.Stat()
+	st, err := f.f.stat()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
 	}
-	if id := identify(info); id.Size != f.id.Size || id.Mtime != f.id.Mtime {
+	if id := identityOf(&st); id.Size != f.id.Size || id.Mtime != f.id.Mtime {
 		return stale(f.path, "it was modified %s, while it was read", stamp(id.Mtime))
 	}
 	return nil
@@ -232,6 +261,7 @@ func (f *liveFile) readRange(buf *[]byte, off, n int64) ([]byte, error) {
 type liveReader struct {
 	ctx      context.Context
 	file     *liveFile
+	f        *os.File // the same descriptor: one that may be closed while it is read from
 	off, end int64
 }
 
@@ -248,7 +278,7 @@ func (r *liveReader) Read(p []byte) (int, error) {
 	if int64(len(p)) > r.end-r.off {
 		p = p[:r.end-r.off]
 	}
-	n, err := r.file.f.ReadAt(p, r.off)
+	n, err := r.f.ReadAt(p, r.off)
 	r.off += int64(n)
 	switch {
 	case n > 0 || err == nil:
@@ -259,7 +289,7 @@ func (r *liveReader) Read(p []byte) (int, error) {
 	return 0, fmt.Errorf("%s: %w: %w", r.file.path, err, manifest.ErrUnavailable)
 }
 
-func (r *liveReader) Close() error { return r.file.f.Close() }
+func (r *liveReader) Close() error { return r.f.Close() }
 
 func stale(p, format string, args ...any) error {
 	return fmt.Errorf("%s: %w: %s; capture the service again", p, manifest.ErrStale, fmt.Sprintf(format, args...))
@@ -314,5 +344,9 @@ func identify(info fs.FileInfo) Identity {
 	if !ok {
 		return Identity{}
 	}
+	return Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}
+}
+
+func identityOf(st *unix.Stat_t) Identity {
 	return Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()}
 }
