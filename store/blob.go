@@ -194,7 +194,7 @@ func (s *Store) settle(d manifest.Digest, k statcache.Key) {
 
 // writeBlob makes a blob of bytes that the caller has verified.
 func (s *Store) writeBlob(d manifest.Digest, data []byte, what string) error {
-	k, err := s.writeNew(d, data)
+	k, err := s.writeNew(s.blobs, d, data)
 	if err != nil {
 		return s.onDisk(err, what, int64(len(data)))
 	}
@@ -202,9 +202,10 @@ func (s *Store) writeBlob(d manifest.Digest, data []byte, what string) error {
 	return nil
 }
 
-// writeNew is what a small file costs the disk, and a prefetch makes thousands
-// of them: six system calls on one descriptor, no path longer than a name.
-func (s *Store) writeNew(d manifest.Digest, data []byte) (k statcache.Key, err error) {
+// writeNew gives verified bytes their name in a folder, blobs or meta. It is
+// what a small file costs, and a prefetch makes thousands of them: six system
+// calls on one descriptor, no path longer than a name.
+func (s *Store) writeNew(folder *os.File, d manifest.Digest, data []byte) (k statcache.Key, err error) {
 	dir, temp := int(s.tmp.Fd()), s.tempName()
 	var fd int
 	if err := uninterrupted(func() (err error) {
@@ -221,7 +222,7 @@ func (s *Store) writeNew(d manifest.Digest, data []byte) (k statcache.Key, err e
 		}
 		switch {
 		case err != nil && placed:
-			s.drop(d, k, err)
+			_ = unix.Unlinkat(int(folder.Fd()), d.Hex(), 0)
 		case err != nil:
 			_ = unix.Unlinkat(dir, temp, 0)
 		}
@@ -242,7 +243,7 @@ func (s *Store) writeNew(d manifest.Digest, data []byte) (k statcache.Key, err e
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	s.arrive(d)
-	if err := uninterrupted(func() error { return unix.Renameat(dir, temp, int(s.blobs.Fd()), d.Hex()) }); err != nil {
+	if err := uninterrupted(func() error { return unix.Renameat(dir, temp, int(folder.Fd()), d.Hex()) }); err != nil {
 		return k, os.NewSyscallError("renameat", err)
 	}
 	placed = true

@@ -28,7 +28,8 @@ const (
 // may have better sources, or more right to an answer, and tries itself.
 type asker struct {
 	reader     *Reader
-	background bool
+	background bool // stands back while anybody waits
+	ahead      bool // a guess: of its failure nobody is told
 }
 
 // A flight is one piece of work, or a batch of them, and those who wait for it.

@@ -42,17 +42,7 @@ func (s *Store) readMeta(d manifest.Digest) []byte {
 
 // writeMeta keeps verified metadata.
 func (s *Store) writeMeta(d manifest.Digest, b []byte) error {
-	temp := s.tempPath()
-	err := os.WriteFile(temp, b, 0o444)
-	if err == nil {
-		s.naming.Lock()
-		s.arrive(d)
-		err = os.Rename(temp, s.metaPath(d))
-		s.naming.Unlock()
-	}
-	if err != nil {
-		_ = os.Remove(temp)
-	}
+	_, err := s.writeNew(s.meta, d, b)
 	s.metaNew.Store(true)
 	return s.onDisk(err, "metadata", int64(len(b)))
 }
@@ -72,15 +62,16 @@ func (r *Reader) meta(ctx context.Context, digests []manifest.Digest, keep keepi
 	}
 	var mu sync.Mutex
 	got := map[manifest.Digest][]byte{}
+	by := asker{reader: r}
 	fetch := func(ctx context.Context, mine []key, land landing) map[key]error {
-		return r.fetchMeta(ctx, mine, keep, func(d manifest.Digest, b []byte) {
+		return r.fetchMeta(ctx, by, mine, keep, func(d manifest.Digest, b []byte) {
 			mu.Lock()
 			got[d] = b
 			mu.Unlock()
 			land(key{workMeta, d}, nil)
 		})
 	}
-	errs := r.store.flights.do(ctx, asker{reader: r}, missing, fetch)
+	errs := r.store.flights.do(ctx, by, missing, fetch)
 	for i, d := range digests {
 		if out[i] != nil {
 			continue
@@ -109,7 +100,7 @@ func (r *Reader) meta(ctx context.Context, digests []manifest.Digest, keep keepi
 
 // fetchMeta gets metadata from the sources in one batch, keeps it and passes it
 // on.
-func (r *Reader) fetchMeta(ctx context.Context, keys []key, keep keeping, pass func(manifest.Digest, []byte)) map[key]error {
+func (r *Reader) fetchMeta(ctx context.Context, by asker, keys []key, keep keeping, pass func(manifest.Digest, []byte)) map[key]error {
 	s := r.store
 	want := make([]wanted, len(keys))
 	for i, k := range keys {
@@ -143,7 +134,9 @@ func (r *Reader) fetchMeta(ctx context.Context, keys []key, keep keeping, pass f
 	}
 	for i, err := range failed {
 		errs[keys[i]] = err
-		s.report("metadata", keys[i].digest, err)
+		if !by.ahead {
+			s.report("metadata", keys[i].digest, err)
+		}
 	}
 	return errs
 }

@@ -175,17 +175,16 @@ func (p *prefetch) locate(found <-chan manifest.Content, missing chan<- manifest
 }
 
 func (p *prefetch) group(missing <-chan manifest.Content, groups chan<- []manifest.Content, large chan<- manifest.Content) {
-	var g []manifest.Content
-	var size int64
+	var g group
 	send := func() {
-		if len(g) == 0 {
+		if len(g.contents) == 0 {
 			return
 		}
 		select {
-		case groups <- g:
+		case groups <- g.contents:
 		case <-p.ctx.Done():
 		}
-		g, size = nil, 0
+		g = group{}
 	}
 	for c := range missing {
 		if c.Size > smallFile {
@@ -195,12 +194,9 @@ func (p *prefetch) group(missing <-chan manifest.Content, groups chan<- []manife
 			}
 			continue
 		}
-		if len(g) > 0 && size+c.Size > groupBytes {
+		if !g.add(c) {
 			send()
-		}
-		g = append(g, c)
-		if size += c.Size; len(g) == groupFiles {
-			send()
+			g.add(c)
 		}
 	}
 	send()
@@ -223,8 +219,9 @@ func (p *prefetch) fetch(group []manifest.Content) {
 			keys = append(keys, key{workBlob, c.Digest})
 		}
 	}
-	errs := p.r.store.flights.do(p.ctx, asker{p.r, true}, keys, func(ctx context.Context, mine []key, land landing) map[key]error {
-		return p.r.fetchGroup(ctx, mine, byDigest, land)
+	by := asker{reader: p.r, background: true}
+	errs := p.r.store.flights.do(p.ctx, by, keys, func(ctx context.Context, mine []key, land landing) map[key]error {
+		return p.r.fetchGroup(ctx, by, mine, byDigest, land)
 	})
 	for _, c := range group {
 		if _, ok := byDigest[c.Digest]; !ok {
@@ -239,7 +236,7 @@ func (p *prefetch) fetch(group []manifest.Content) {
 }
 
 // fetchGroup gets small files in one request. Each lands when it has arrived.
-func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manifest.Digest]manifest.Content, land landing) map[key]error {
+func (r *Reader) fetchGroup(ctx context.Context, by asker, keys []key, contents map[manifest.Digest]manifest.Content, land landing) map[key]error {
 	errs := map[key]error{}
 	var want []wanted
 	var wantKeys []key
@@ -259,7 +256,7 @@ func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manife
 	if len(want) == 0 {
 		return errs
 	}
-	failed, err := r.batch(ctx, want, true, func(i int, data []byte) error {
+	failed, err := r.batch(ctx, want, by.background, func(i int, data []byte) error {
 		err := r.store.acceptSmall(contents[wantKeys[i].digest], data)
 		if err == nil {
 			land(wantKeys[i], nil)
@@ -271,7 +268,9 @@ func (r *Reader) fetchGroup(ctx context.Context, keys []key, contents map[manife
 	}
 	for i, err := range failed {
 		errs[wantKeys[i]] = err
-		r.store.report(want[i].what, want[i].Digest, err)
+		if !by.ahead {
+			r.store.report(want[i].what, want[i].Digest, err)
+		}
 	}
 	return errs
 }
@@ -283,7 +282,7 @@ func (p *prefetch) fetchLarge(c manifest.Content) {
 	p.mu.Lock()
 	p.filling = c
 	p.mu.Unlock()
-	err := p.r.ensureLarge(p.ctx, asker{p.r, true}, workStream, c)
+	err := p.r.ensureLarge(p.ctx, asker{reader: p.r, background: true}, workStream, c)
 	p.mu.Lock()
 	p.filling = manifest.Content{}
 	p.mu.Unlock()

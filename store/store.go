@@ -49,6 +49,7 @@ type Store struct {
 
 	lock  *os.File
 	blobs *os.File // the folder
+	meta  *os.File // the folder
 	tmp   *os.File // the folder
 	stat  *statcache.Cache
 	pins  *pinIndex
@@ -56,6 +57,7 @@ type Store struct {
 
 	flights    flights
 	demand     demand
+	ahead      ahead
 	naming     sync.Mutex // held by who makes or removes a name in blobs or meta; taken before mu
 	mu         sync.Mutex
 	partials   map[manifest.Digest]*partial
@@ -116,11 +118,10 @@ func (s *Store) open(hostRoot string) (err error) {
 	if err := tidyPartials(filepath.Join(s.dir, "partial")); err != nil {
 		return err
 	}
-	if s.blobs, err = os.Open(filepath.Join(s.dir, "blobs")); err != nil {
-		return err
-	}
-	if s.tmp, err = os.Open(filepath.Join(s.dir, "tmp")); err != nil {
-		return err
+	for name, folder := range map[string]**os.File{"blobs": &s.blobs, "meta": &s.meta, "tmp": &s.tmp} {
+		if *folder, err = os.Open(filepath.Join(s.dir, name)); err != nil {
+			return err
+		}
 	}
 	if s.stat, err = statcache.Open(filepath.Join(s.dir, "statcache")); err != nil {
 		return err
@@ -160,7 +161,7 @@ func (s *Store) closeFiles() {
 	if s.stat != nil {
 		_ = s.stat.Close()
 	}
-	for _, f := range []*os.File{s.blobs, s.tmp, s.lock} {
+	for _, f := range []*os.File{s.blobs, s.meta, s.tmp, s.lock} {
 		if f != nil {
 			_ = f.Close()
 		}
