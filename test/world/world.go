@@ -1,7 +1,6 @@
 package world
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,6 +33,9 @@ type Host struct {
 	Addr string // its IPv4 address; empty for the bridge
 
 	dir    string // of the world
+	number int    // in it
+	bridge *Host
+	link   *link // to the bridge, if it is no plain pair of cards
 	sb     *sandbox.Sandbox
 	anchor *sandbox.Process // keeps a pid by which tools find the namespaces
 	mu     sync.Mutex
@@ -95,8 +96,8 @@ func (w *World) Reboot(ctx context.Context, old *Host) (*Host, error) {
 }
 
 func (w *World) boot(ctx context.Context, h *Host) (*Host, error) {
-	h.dir = w.dir
-	h.Addr = "10.77.0." + strconv.Itoa(len(w.hosts)+1)
+	h.dir, h.bridge, h.number = w.dir, w.bridge, len(w.hosts)+1
+	h.Addr = "10.77.0." + strconv.Itoa(h.number)
 	mounts := []sandbox.Mount{sandbox.ProcMount()}
 	mounts = append(mounts, sandbox.DevMounts()...)
 	mounts = append(mounts,
@@ -109,19 +110,8 @@ func (w *World) boot(ctx context.Context, h *Host) (*Host, error) {
 	if _, err := h.Run(ctx, "mknod", "/dev/fuse", "c", "10", "229"); err != nil {
 		return nil, err
 	}
-	port := "port" + strconv.Itoa(len(w.hosts))
-	for _, step := range []struct {
-		on  *Host
-		cmd string
-	}{
-		{w.bridge, fmt.Sprintf("link add %s type veth peer name eth0 netns %d", port, h.anchor.Pid())},
-		{w.bridge, fmt.Sprintf("link set %s master br0 up", port)},
-		{h, "addr add " + h.Addr + "/24 dev eth0"},
-		{h, "link set eth0 up"},
-	} {
-		if err := step.on.ip(ctx, step.cmd); err != nil {
-			return nil, err
-		}
+	if err := errors.Join(h.tune(), h.plug(ctx, Wire{})); err != nil {
+		return nil, err
 	}
 	return h, nil
 }
@@ -148,15 +138,6 @@ func (h *Host) start(ctx context.Context, mounts []sandbox.Mount) error {
 	h.anchor, err = sb.Run(ctx, sandbox.Command{Argv: []string{"sleep", "infinity"}, Env: h.environment()})
 	if err != nil {
 		return errors.Join(fmt.Errorf("host %s: %w", h.Name, err), sb.Stop(context.WithoutCancel(ctx)))
-	}
-	return nil
-}
-
-// ip runs ip(8) of this machine in the host's network namespace.
-func (h *Host) ip(ctx context.Context, args string) error {
-	argv := append([]string{"-t", strconv.Itoa(h.anchor.Pid()), "-n", "ip"}, strings.Fields(args)...)
-	if out, err := exec.CommandContext(ctx, "nsenter", argv...).CombinedOutput(); err != nil {
-		return fmt.Errorf("host %s: ip %s: %w: %s", h.Name, args, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
@@ -329,7 +310,14 @@ func (h *Host) Processes() (map[int]string, error) {
 
 // Crash ends the host as a power cut does: every process dies at once, and with
 // them all mounts; its disk stays.
-func (h *Host) Crash(ctx context.Context) error { return h.sb.Stop(ctx) }
+func (h *Host) Crash(ctx context.Context) error {
+	err := h.sb.Stop(ctx)
+	if h.link != nil {
+		err = errors.Join(err, h.link.close())
+		h.link = nil
+	}
+	return err
+}
 
 // Close ends all hosts and removes their disk.
 func (w *World) Close() error {
@@ -337,7 +325,7 @@ func (w *World) Close() error {
 	defer cancel()
 	var errs []error
 	for _, h := range w.hosts {
-		errs = append(errs, h.sb.Stop(ctx))
+		errs = append(errs, h.Crash(ctx))
 	}
 	if w.bridge != nil {
 		errs = append(errs, w.bridge.sb.Stop(ctx))
