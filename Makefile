@@ -12,7 +12,7 @@ STATIC    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 # even the race-detecting ones are linked without shared libraries.
 RACE      := -race -ldflags '-linkmode=external -extldflags=-static' -tags netgo,osusergo
 
-.PHONY: all build demo figures test test-race test-one lint tools deps roots generate fuzz install uninstall clean help
+.PHONY: all build demo figures bench bench-short profile test test-race test-one lint tools deps roots generate fuzz install uninstall clean help
 
 all: build
 
@@ -30,6 +30,15 @@ demo: roots build ## the main job, end to end, each step with its time and bytes
 
 figures: roots build ## measure the main job beside rsync, as the README quotes it
 	@$(GO) run ./test/figures
+
+bench: deps build ## measure everything beside its peers, and write docs/benchmarks.md
+	@$(GO) run ./test/bench -o docs/benchmarks.md
+
+bench-short: deps build ## a small version of every row of the bench
+	@$(GO) run ./test/bench -short
+
+profile: deps build ## CPU and heap profiles of srvd and srvfs in the runs of the bench, in bin/profiles
+	@$(GO) run ./test/bench -rounds 1 -profile bin/profiles $(if $(ROWS),-rows '$(ROWS)')
 
 test: roots test-race test-one ## every test
 

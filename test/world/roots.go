@@ -28,6 +28,12 @@ var (
 	StandbyRoot = RootKind{"standby", "bookworm", []string{"iproute2", "rsync"}}
 )
 
+// The same two with what the peers of the benchmark need on either side.
+var (
+	BenchSourceRoot  = RootKind{"bench-source", "bookworm", append([]string{"openssh-server"}, SourceRoot.Packages...)}
+	BenchStandbyRoot = RootKind{"bench-standby", "bookworm", append([]string{"openssh-client", "sshfs", "rclone"}, StandbyRoot.Packages...)}
+)
+
 // cacheDir keeps the tar archives of roots between runs.
 const cacheDir = "/var/cache/srvfs-test"
 

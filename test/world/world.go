@@ -29,8 +29,9 @@ type World struct {
 // A Host is a machine of a world: a root folder, namespaces, an address.
 type Host struct {
 	Name string
-	Root string // its root folder, as the test sees it
-	Addr string // its IPv4 address; empty for the bridge
+	Root string   // its root folder, as the test sees it
+	Addr string   // its IPv4 address; empty for the bridge
+	Env  []string // what its programs' environment holds besides the usual
 
 	dir    string // of the world
 	number int    // in it
@@ -45,7 +46,7 @@ type Host struct {
 // environment is what programs on the host see. SRVFS_WORLD tells whose they are,
 // should any be left.
 func (h *Host) environment() []string {
-	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SRVFS_WORLD=" + h.dir}
+	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SRVFS_WORLD=" + h.dir}, h.Env...)
 }
 
 // New makes a world without hosts, on a disk of its own below dir.

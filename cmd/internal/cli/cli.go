@@ -123,7 +123,9 @@ func Main(root *cobra.Command) {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`%w", err, c.CommandPath(), silent{ErrUsage})
 	})
+	profiled := profile(root.Name())
 	err := root.ExecuteContext(ctx)
+	profiled()
 	interrupted := ctx.Err() != nil
 	stop()
 	code, hint := Code(err)

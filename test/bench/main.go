@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"slices"
+	"syscall"
+	"time"
+
+	"srvfs/sandbox"
+	"srvfs/test/world"
+)
+
+func main() {
+	sandbox.Init()
+	world.Private()
+	var o options
+	rowsFlag := flag.String("rows", "", "measure only rows whose name or runs match this regular expression")
+	flag.IntVar(&o.rounds, "rounds", 5, "how often each run is taken; 1 with -short")
+	flag.BoolVar(&o.short, "short", false, "a small version of every row, once")
+	flag.StringVar(&o.out, "o", "", "also write the table to this file")
+	flag.StringVar(&o.profiles, "profile", "", "write CPU and heap profiles of srvd and srvfs to this folder; the values are then slower")
+	flag.Parse()
+	var err error
+	if o.rows, err = regexp.Compile(*rowsFlag); err == nil && flag.NArg() > 0 {
+		err = fmt.Errorf("unexpected argument %q", flag.Arg(0))
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(2)
+	}
+	if o.short {
+		o.rounds = 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Hour)
+	err = run(ctx, o)
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	rows     *regexp.Regexp
+	rounds   int
+	short    bool
+	out      string
+	profiles string
+}
+
+// runMax is how long one run may take, before it has failed.
+const runMax = 10 * time.Minute
+
+func run(ctx context.Context, o options) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root rights: it makes mounts and namespaces; run it as root, for example with sudo")
+	}
+	chosen := slices.DeleteFunc(slices.Clone(rows), func(r Row) bool {
+		return !o.rows.MatchString(r.Name)
+	})
+	if len(chosen) == 0 {
+		return fmt.Errorf("no row matches %v", o.rows)
+	}
+	slices.SortStableFunc(chosen, func(a, b Row) int { return cmp.Compare(a.Place, b.Place) })
+	begin := time.Now()
+	s, err := newSite(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	fmt.Fprintf(os.Stderr, "the site stands after %.0f s\n", time.Since(begin).Seconds())
+	report := report{options: o, machine: describe(ctx, s)}
+	for _, r := range chosen {
+		results, err := measure(ctx, s, &r, o.rounds)
+		if err != nil {
+			return fmt.Errorf("row %q: %w", r.Name, err)
+		}
+		report.add(&r, results)
+	}
+	report.took = time.Since(begin)
+	var b bytes.Buffer
+	report.write(&b)
+	if o.out != "" {
+		if err := os.WriteFile(o.out, b.Bytes(), 0o644); err != nil {
+			return err
+		}
+	}
+	_, err = os.Stdout.Write(b.Bytes())
+	return err
+}
+
+// measure takes all runs of a row in turn, round after round.
+func measure(ctx context.Context, s *Site, r *Row, rounds int) (Results, error) {
+	begin := time.Now()
+	if r.Prepare != nil {
+		if err := r.Prepare(ctx, s); err != nil {
+			return nil, fmt.Errorf("prepare: %w", err)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "%s (prepared in %.1f s)\n", r.Name, time.Since(begin).Seconds())
+	results := Results{}
+	for range rounds {
+		for _, run := range r.Runs {
+			sample, err := take(ctx, s, run)
+			if err != nil {
+				return nil, fmt.Errorf("run %q: %w", run.Name, err)
+			}
+			fmt.Fprintf(os.Stderr, "  %-32s %10s %s  %10.3f MB\n", run.Name, number(sample.Value), r.unit(), float64(sample.Moved)/1e6)
+			results[run.Name] = append(results[run.Name], sample)
+			if err := s.collectProfiles(r, run); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return results, nil
+}
+
+func take(ctx context.Context, s *Site, run Run) (Sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, runMax)
+	defer cancel()
+	sample, err := run.Measure(ctx, s)
+	if err == nil && !(sample.Value > 0) {
+		err = fmt.Errorf("it measured %v", sample.Value)
+	}
+	return sample, err
+}
