@@ -15,7 +15,9 @@
 //     opens and closes by itself (type files).
 //
 // Extended attributes are the exception: the kernel keeps POSIX ACLs, and no
-// others. Each exec asks for security.capability, which costs one upcall.
+// others. Each exec asks for security.capability, which costs one upcall; a root
+// can have the programs that it is known to execute answered by the disk, with a
+// layer of stubs ([View.Stubs]).
 //
 // # Two layouts
 //

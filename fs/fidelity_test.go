@@ -91,6 +91,18 @@ func everything(t testing.TB, dir string) {
 	}
 }
 
+// everyoneExecutes makes programs of all files.
+func everyoneExecutes(t testing.TB, dir string) {
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		var st unix.Stat_t
+		must(t, unix.Lstat(path, &st))
+		return unix.Chmod(path, st.Mode&0o7777|0o111)
+	}))
+}
+
 func oddNames() []string {
 	names := []string{"\xff\xfe invalid", "new\nline", " ", "-rf", "*", "\\", "\x01\x7f", "é", "e\u0301", "tree", "content",
 		strings.Repeat("n", 255), strings.Repeat("\xe2\x82\xac", 85), "...", ".hidden", "sha256:" + strings.Repeat("0", 64)}
@@ -248,7 +260,18 @@ func TestPlainViewIsTheSource(t *testing.T) {
 }
 
 func TestRootIsTheSource(t *testing.T) {
-	w := newWorld(t, func(dir string) { everything(t, dir) }).mount(fs.Options{Layout: fs.Layers})
+	t.Run("tree", func(t *testing.T) { rootIsTheSource(t, false) })
+	t.Run("stubs", func(t *testing.T) { rootIsTheSource(t, true) })
+}
+
+func rootIsTheSource(t *testing.T, stubs bool) {
+	w := newWorld(t, func(dir string) {
+		everything(t, dir)
+		if stubs {
+			everyoneExecutes(t, dir)
+		}
+	}).mount(fs.Options{Layout: fs.Layers})
+	w.stubs = stubs
 	root := w.overlay()
 	sameTree(t, w.origin, root, true)
 	sameTree(t, w.origin, w.mnt+"/tree", false) // the layer itself can be read too

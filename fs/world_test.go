@@ -68,6 +68,7 @@ type world struct {
 	source *fstest.Source
 	view   *fs.View
 	log    *lockedBuffer
+	stubs  bool // every root has a layer of stubs of all programs
 }
 
 // newWorld makes the folders; fill makes what is to be shown.
@@ -129,7 +130,29 @@ func (w *world) overlay() (root string) {
 
 func (w *world) overlayAt(root, upper, work string) {
 	w.t.Helper()
-	w.overlayOf(root, fs.Lower(w.mnt, w.blobs), upper, work)
+	lower := fs.Lower(w.mnt, w.blobs)
+	if w.stubs {
+		dir, err := os.MkdirTemp(w.dir, "stubs")
+		must(w.t, err)
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
+		defer cancel()
+		all, err := paths(w.origin)
+		must(w.t, err)
+		n, err := w.view.Stubs(ctx, dir, all)
+		must(w.t, err)
+		w.t.Logf("%d stubs", n)
+		lower = dir + ":" + lower
+	}
+	w.overlayOf(root, lower, upper, work)
+}
+
+// paths returns all paths of a source, as a snapshot has them.
+func paths(origin string) (all []string, err error) {
+	err = filepath.WalkDir(origin, func(path string, _ os.DirEntry, err error) error {
+		all = append(all, "/"+strings.TrimPrefix(strings.TrimPrefix(path, origin), "/"))
+		return err
+	})
+	return all, err
 }
 
 func (w *world) overlayOf(root, lower, upper, work string) {
@@ -230,6 +253,7 @@ type serveArgs struct {
 	Layout                    fs.Layout
 	Deadline                  time.Duration
 	Hang                      string // the Op that never answers
+	Stubs                     string // a folder for stubs of all programs
 }
 
 // serve mounts the view in a process of its own.
@@ -306,6 +330,15 @@ func serveFor(args string) {
 		v, err := fs.Mount(ctx, a.Mountpoint, fs.Options{Snapshot: tree.Snapshot("web"), Content: src, Layout: a.Layout, Deadline: a.Deadline})
 		if err != nil {
 			return err
+		}
+		if a.Stubs != "" {
+			all, err := paths(a.Origin)
+			if err == nil {
+				_, err = v.Stubs(ctx, a.Stubs, all)
+			}
+			if err != nil {
+				return err
+			}
 		}
 		fmt.Println("ready")
 		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {

@@ -35,7 +35,11 @@ var escape = strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`)
 // overlayData returns the options of the root's mount.
 func overlayData(l Layers, upper, work string) (string, error) {
 	var b strings.Builder
-	b.WriteString("lowerdir=" + escape.Replace(l.Tree))
+	b.WriteString("lowerdir=")
+	if l.Stubs != "" {
+		b.WriteString(escape.Replace(l.Stubs) + ":")
+	}
+	b.WriteString(escape.Replace(l.Tree))
 	for _, data := range []string{l.Gate, l.Blobs, l.Failed} {
 		if data != "" {
 			b.WriteString("::" + escape.Replace(data))
@@ -56,7 +60,10 @@ func (l Layers) check() error {
 	if l.layered() && l.Blobs == "" {
 		return fmt.Errorf("gate %q or failed %q without blobs: %w", l.Gate, l.Failed, manifest.ErrInvalid)
 	}
-	for what, p := range map[string]string{"tree": l.Tree, "gate": l.Gate, "blobs": l.Blobs, "failed": l.Failed} {
+	if l.Stubs != "" && l.Blobs == "" {
+		return fmt.Errorf("stubs %q without blobs: %w", l.Stubs, manifest.ErrInvalid)
+	}
+	for what, p := range map[string]string{"stubs": l.Stubs, "tree": l.Tree, "gate": l.Gate, "blobs": l.Blobs, "failed": l.Failed} {
 		if p == "" && what != "tree" {
 			continue
 		}

@@ -15,8 +15,12 @@ import (
 var ErrRunning = errors.New("in use")
 
 // Layers are the folders that a root is built from. Overlayfs takes them as
-// lowerdir=Tree::Gate::Blobs::Failed.
+// lowerdir=Stubs:Tree::Gate::Blobs::Failed.
 type Layers struct {
+	// Stubs is a layer above the tree that may be empty: a plain folder with some
+	// of the tree's files, without content and with the tree's attributes and
+	// redirects, for the kernel to find them without asking the tree.
+	Stubs string
 	// Tree is the lowest visible layer: a plain folder, a plain view, or, with
 	// Blobs, a tree of which every regular file carries the two xattrs
 	// trusted.overlay.metacopy (empty) and trusted.overlay.redirect ("/" and

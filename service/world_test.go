@@ -165,6 +165,12 @@ func (w *world) layer() {
 		}
 		return unix.Setxattr(to, "trusted.overlay.redirect", []byte("/"+d.Hex()), 0)
 	}))
+	// And a layer above it with one of its files.
+	w.Stubs = filepath.Join(base, "stubs")
+	out, err := exec.Command("sh", "-c", `mkdir "$2" && cd "$1" && cp -a --parents --preserve=all --sparse=always bin/server "$2"`, "sh", w.Tree, w.Stubs).CombinedOutput()
+	if err != nil {
+		w.t.Fatalf("stubs: %v: %s", err, out)
+	}
 }
 
 // both runs a test on a plain tree and on layers.

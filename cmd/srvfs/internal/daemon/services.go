@@ -44,6 +44,7 @@ func (d *daemon) dir(name string) string        { return filepath.Join(servicesD
 func (d *daemon) recordFile(name string) string { return filepath.Join(d.dir(name), "service.json") }
 func (d *daemon) viewDir(name string) string    { return filepath.Join(d.dir(name), "view") }
 func (d *daemon) rootDir(name string) string    { return filepath.Join(d.dir(name), "root") }
+func (d *daemon) stubsDir(name string) string   { return filepath.Join(d.dir(name), "stubs") }
 
 func (d *daemon) load(name string) (*serviceRecord, error) {
 	if !manifest.ValidService(name) {
@@ -232,7 +233,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {
 	layers := service.Layers{Tree: v.mountpoint}
 	if layered {
-		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed")}
+		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed"), Stubs: d.stubs(ctx, c.Name, o, v)}
 	}
 	var mu sync.Mutex
 	inst, err := service.Start(ctx, service.Options{
@@ -244,6 +245,35 @@ func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, 
 		},
 	})
 	return inst, err
+}
+
+// stubs makes the layer of the programs that the service is known to execute,
+// and returns where; or "" if it can't be made, or has nothing in it. It waits
+// for no directory longer than a moment: without the layer all is the same, but
+// for the time of an exec.
+func (d *daemon) stubs(ctx context.Context, name string, o *opened, v *view) string {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	paths := make([]string, len(o.snapshot.Profile))
+	for i, t := range o.snapshot.Profile {
+		paths[i] = t.Path
+	}
+	dir := d.stubsDir(name)
+	n := 0
+	err := os.RemoveAll(dir)
+	if err == nil {
+		err = os.Mkdir(dir, 0o700)
+	}
+	if err == nil {
+		n, err = v.Stubs(ctx, dir, paths)
+	}
+	if err != nil {
+		d.Log.Warn("each exec in the root will ask the view", "service", name, "reason", err)
+	}
+	if err != nil || n == 0 {
+		return ""
+	}
+	return dir
 }
 
 func (d *daemon) stopOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
