@@ -254,26 +254,26 @@ func TestFileThatKeepsChanging(t *testing.T) {
 	wantErr(t, err, manifest.ErrStale, "/busy", "--exclude")
 }
 
-func TestLeadGoesThroughThePagesOfThePaths(t *testing.T) {
+func TestLeadGoesThroughThePagesOfTheWay(t *testing.T) {
 	root := zoo(t)
 	tr := gather(t, root, nil)
-	lead := must(tr.lead([]string{"/many/0600", "/data/big", "/etc/plain"}))(t)
-	if lead[0] != tr.root.Digest {
-		t.Errorf("the root does not come first")
-	}
+	way := []step{{path: "/many/0600"}, {path: "/data/big"}, {path: "/etc/plain"}, {path: "/bin/none/deeper"}}
+	lead := must(tr.lead(way, []manifest.Touch{{Path: "/data/big"}}))(t)
 	n, _ := tr.find("/data/big")
-	for _, d := range []manifest.Digest{digestOf(t, tr, "/many"), digestOf(t, tr, "/etc"), n.entry.Chunks} {
-		if !slices.Contains(lead, d) {
-			t.Errorf("%v is missing", d)
-		}
+	leaf := lead[2]
+	// The order is that of the way: root, many (index and leaf), data, etc, bin,
+	// where a name was looked for that is not there, and a chunk list.
+	want := []manifest.Digest{tr.root.Digest, digestOf(t, tr, "/many"), leaf, digestOf(t, tr, "/data"), digestOf(t, tr, "/etc"), digestOf(t, tr, "/bin"), n.entry.Chunks}
+	if !slices.Equal(lead, want) {
+		t.Errorf("leads through %v, want %v", lead, want)
 	}
-	for _, d := range lead {
-		if tr.meta[d] == nil {
-			t.Errorf("%v does not exist", d)
-		}
+	page := must(manifest.DecodePage(tr.meta[leaf]))(t)
+	if !slices.ContainsFunc(page.Entries, func(e manifest.Entry) bool { return e.Name == "0600" }) {
+		t.Errorf("the leaf %v has no 0600", leaf)
 	}
-	// root, many (index and leaf), data, etc, and a list
-	if len(lead) != 6 {
-		t.Errorf("%d digests", len(lead))
+	listed := must(tr.lead([]step{{path: "/many", listed: true}}, nil))(t)
+	top := must(manifest.DecodePage(tr.meta[digestOf(t, tr, "/many")]))(t)
+	if len(top.Children) < 2 || len(listed) != 2+len(top.Children) {
+		t.Errorf("a listing of %d pages needs %d", len(top.Children), len(listed))
 	}
 }

@@ -420,7 +420,7 @@ func (c *capturing) shut(ctx context.Context) (string, error) {
 	}
 	c.addFolders(out.accesses)
 	if len(out.accesses) > c.seen {
-		c.closure.observe(out.accesses)
+		c.closure.observe(out.accesses[c.seen:])
 		if err := c.grow(ctx); err != nil {
 			return "", err
 		}
@@ -473,11 +473,7 @@ func (c *capturing) publish() (string, error) {
 		return "", err
 	}
 	touches := profile(c.closure, c.tree, c.last.accesses[:c.last.started])
-	paths := make([]string, len(touches))
-	for i, t := range touches {
-		paths[i] = t.Path
-	}
-	metadata, err := c.tree.lead(paths)
+	metadata, err := c.tree.lead(c.closure.way(c.last.accesses[:c.last.started]), touches)
 	if err != nil {
 		return "", err
 	}

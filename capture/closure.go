@@ -33,6 +33,7 @@ type closure struct {
 	rules   map[string]bool         // folders that a rule has taken
 	missing map[string]bool         // libraries that are missing on the source too, for people
 
+	programs  map[int]string    // what traced processes execute, by number
 	asked     map[string]bool   // used files of which the package is known
 	whole     map[string]bool   // packages that are in because a file of theirs was used
 	libraries map[string]string // canonical paths by the names that ELF files have for them; "" is not in
@@ -41,7 +42,7 @@ type closure struct {
 func newClosure(root *rootfs.Root, mounts []sourceMount, exclude []Pattern) *closure {
 	c := &closure{
 		root: root, mounts: mounts, linker: elf.New(root), exclude: exclude,
-		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, chroots: map[string]*rootfs.Root{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
+		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, chroots: map[string]*rootfs.Root{}, programs: map[int]string{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
 	}
 	c.items["/"] = &item{reasons: []Reason{{ClassRule, "the root"}}}
 	for _, p := range pseudo {

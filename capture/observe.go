@@ -15,12 +15,11 @@ import (
 // observe adds what a trace saw. Which program a process ran is said in the
 // reasons, as far as it is known.
 func (c *closure) observe(accesses []trace.Access) {
-	programs := map[int]string{}
 	for _, a := range accesses {
 		if a.Op == trace.Exec {
-			programs[a.Pid] = a.Path
+			c.programs[a.Pid] = a.Path
 		}
-		c.observeOne(a, programs[a.Pid])
+		c.observeOne(a, c.programs[a.Pid])
 	}
 }
 
@@ -151,18 +150,29 @@ func profile(c *closure, t *tree, accesses []trace.Access) []manifest.Touch {
 		if a.Op != trace.Exec || known {
 			continue
 		}
-		programs := []string{canonical}
-		if chain, err := elf.Interpreters(c.root, canonical); err == nil {
-			programs = append(programs, chain...)
-		}
-		for _, program := range programs {
-			follow(program)
-			if libs, _, err := c.linker.Needed(program, c.env); err == nil && len(libs) > 0 {
-				follow(libs[0].Path) // the ELF interpreter
-			}
+		for _, p := range c.kernelOpens(canonical) {
+			follow(p)
 		}
 	}
 	return out
+}
+
+// kernelOpens returns what the kernel opens by itself to execute the program,
+// by the names that it uses: the interpreters of a script, and the ELF
+// interpreter. No system call shows them.
+func (c *closure) kernelOpens(program string) []string {
+	names, err := elf.Interpreters(c.root, program)
+	if err != nil {
+		names = nil
+	}
+	last := program
+	if len(names) > 0 {
+		last = names[len(names)-1]
+	}
+	if libs, _, err := c.linker.Needed(last, c.env); err == nil && len(libs) > 0 && strings.HasPrefix(libs[0].Reason, elf.InterpreterOf) {
+		names = append(names, libs[0].Path)
+	}
+	return names
 }
 
 // touchedFolders returns those of the folders that were used: a service finds

@@ -56,6 +56,10 @@ type Library struct {
 	Variant bool
 }
 
+// InterpreterOf begins the Reason of an ELF interpreter, which the kernel loads
+// with the program.
+const InterpreterOf = "ELF interpreter of "
+
 // A Missing is a library that is needed and not found. A library that only a
 // Variant needs is not reported.
 type Missing struct {
@@ -139,7 +143,7 @@ func (s *search) run(p string) {
 		if err != nil || !f.fits(s.main) {
 			s.missing = append(s.missing, Missing{in, p})
 		} else {
-			s.libs = append(s.libs, Library{Path: in, Name: in, By: p, Reason: "ELF interpreter of " + p})
+			s.libs = append(s.libs, Library{Path: in, Name: in, By: p, Reason: InterpreterOf + p})
 			s.names[in], s.names[path.Base(in)], s.names[f.soname] = true, true, true
 			s.loaded[f] = true
 		}
