@@ -12,7 +12,7 @@ STATIC    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 # even the race-detecting ones are linked without shared libraries.
 RACE      := -race -ldflags '-linkmode=external -extldflags=-static' -tags netgo,osusergo
 
-.PHONY: all build demo figures bench bench-short profile test test-race test-one lint tools deps roots generate fuzz install uninstall clean help
+.PHONY: all build demo bench bench-short profile test test-race test-one lint tools deps roots generate fuzz install uninstall clean help
 
 all: build
 
@@ -27,9 +27,6 @@ roots: deps ## make the root folders of the test hosts (once, in /var/cache/srvf
 
 demo: roots build ## the main job, end to end, each step with its time and bytes
 	@$(GO) run ./test/demo
-
-figures: roots build ## measure the main job beside rsync, as the README quotes it
-	@$(GO) run ./test/figures
 
 bench: deps build ## measure everything beside its peers, and write docs/benchmarks.md
 	@$(GO) run ./test/bench -o docs/benchmarks.md

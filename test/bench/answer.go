@@ -25,12 +25,12 @@ var _ = add(
 
 func firstAnswer(place int, name string, w world.Wire) Row {
 	r := Row{
-		Place: place, Name: name,
+		Place: place, Name: name, Variant: place%10 > 0,
 		Prepare: func(ctx context.Context, s *Site) error { return s.Service(ctx, "web", nil, "") },
 		Runs: []Run{
 			answers("srvfs", "web", w), answersOnDemand("srvfs, no daemon before", "web", w),
 			rsync.answers("web", w), rsyncz.answers("web", w), rsyncd.answers("web", w), tarOverSSH.answers("web", w),
-			sshfs.answers("web", w), nativeStart("native start", "web"),
+			sshfs.answers("web", w), rclone.answers("web", w), nativeStart("native start", "web"),
 		},
 	}
 	switch w.RTT {

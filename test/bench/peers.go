@@ -29,6 +29,9 @@ var (
 	sshfs = peer{"sshfs", "cat /usr/lib/openssh/sftp-server", "sshfs --version; ssh -V",
 		"sshfs " + ssh + ":/ DIR -o kernel_cache,auto_cache,entry_timeout=3600,attr_timeout=3600,negative_timeout=3600,dcache_timeout=3600,dcache_max_size=100000," +
 			"no_contain_symlinks,dev,suid,allow_other", "fusermount3 -u DIR"}
+	rclone = peer{"rclone mount", "cat /usr/lib/openssh/sftp-server", "rclone version",
+		"rclone mount :sftp:/ DIR --sftp-host SOURCE --sftp-user root --sftp-key-file /root/.ssh/id_ed25519 --vfs-cache-mode full --dir-cache-time 1h --attr-timeout 1h " +
+			"--read-only --file-perms 0755 --allow-other --cache-dir /srv/rclone --daemon > /dev/null 2>&1", "fusermount3 -u DIR; rm -rf /srv/rclone"}
 )
 
 // mounts tells whether the peer shows the source's files instead of copying
@@ -46,16 +49,10 @@ func (p peer) answers(service string, w world.Wire) Run {
 		start := devices("DIR")
 		end := "rm -rf DIR"
 		if p.mounts() {
-			start = "mount -t tmpfs tmpfs DIR/run; mount -t tmpfs tmpfs DIR/var/log/nginx; mount -t tmpfs tmpfs DIR/var/lib/nginx; mount --bind /dev DIR/dev"
-			end = "umount DIR/run DIR/var/log/nginx DIR/var/lib/nginx DIR/dev; " + p.end + "; rmdir DIR"
+			start = "mount -t tmpfs tmpfs DIR/run; mount -t tmpfs tmpfs DIR/var/log/nginx; mount -t tmpfs tmpfs DIR/var/lib/nginx; for d in dev proc sys; do mount --rbind /$d DIR/$d; done"
+			end = "umount -R DIR/run DIR/var/log/nginx DIR/var/lib/nginx DIR/dev DIR/proc DIR/sys; " + p.end + "; rmdir DIR"
 		}
-		if _, err := s.Standby.Shell(ctx, p.fill(s, service, "mkdir DIR")); err != nil {
-			return Sample{}, err
-		}
-		if err := s.Cool(ctx, s.Standby, p.there, p.here); err != nil {
-			return Sample{}, err
-		}
-		if err := s.Wire(ctx, w); err != nil {
+		if err := s.readyFor(ctx, p, w); err != nil {
 			return Sample{}, err
 		}
 		sample, err := s.Timed(s.Standby, func() error {
@@ -74,3 +71,52 @@ func (p peer) answers(service string, w world.Wire) Run {
 
 // stopNginx ends the nginx that was started in DIR, and waits until it is gone.
 const stopNginx = "pid=$(cat DIR/run/nginx.pid); kill $pid; while kill -0 $pid 2>/dev/null; do sleep 0.02; done; "
+
+// reads measures a line that reads what the peer shows at DIR, cold. The mount
+// stands before.
+func (p peer) reads(line string, w world.Wire) measurement {
+	return func(ctx context.Context, s *Site) (Sample, error) {
+		if err := s.readyFor(ctx, p, w); err != nil {
+			return Sample{}, err
+		}
+		if _, err := s.Standby.Shell(ctx, p.fill(s, "", p.bring)); err != nil {
+			return Sample{}, err
+		}
+		sample, err := s.Timed(s.Standby, func() error {
+			_, err := s.Standby.Shell(ctx, p.fill(s, "", line))
+			return err
+		})
+		if err == nil {
+			_, err = s.Standby.Shell(ctx, p.fill(s, "", p.end+"; rmdir DIR"))
+		}
+		return sample, err
+	}
+}
+
+// copies measures how long rsync takes to bring in a file or folder of the source.
+func (p peer) copies(path string, w world.Wire) measurement {
+	return func(ctx context.Context, s *Site) (Sample, error) {
+		if err := s.readyFor(ctx, p, w); err != nil {
+			return Sample{}, err
+		}
+		sample, err := s.Timed(s.Standby, func() error {
+			_, err := s.Standby.Shell(ctx, p.fill(s, "", "rsync -a "+ssh+":/"+path+" DIR/"))
+			return err
+		})
+		if err == nil {
+			_, err = s.Standby.Shell(ctx, p.fill(s, "", "rm -rf DIR"))
+		}
+		return sample, err
+	}
+}
+
+// readyFor makes DIR, and everything cold and on that wire.
+func (s *Site) readyFor(ctx context.Context, p peer, w world.Wire) error {
+	if _, err := s.Standby.Shell(ctx, p.fill(s, "", "mkdir DIR")); err != nil {
+		return err
+	}
+	if err := s.Cool(ctx, s.Standby, p.there, p.here); err != nil {
+		return err
+	}
+	return s.Wire(ctx, w)
+}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strings"
 	"time"
 )
@@ -57,27 +56,15 @@ func (p *report) write(w io.Writer) {
 	for _, l := range p.lines {
 		name := l.row.Name
 		for _, run := range l.row.Runs {
-			all := l.results[run.Name]
-			low := slices.MinFunc(all, byValue)
-			high := slices.MaxFunc(all, byValue)
+			low, high := l.results.spread(run.Name)
 			moved := ""
 			if m := l.results.Moved(run.Name); m > 0 {
 				moved = fmt.Sprintf("%.3f", m/1e6)
 			}
-			say("| %s | %s | %s | %s - %s | %s | %s |", name, run.Name, number(l.results.Value(run.Name)), number(low.Value), number(high.Value), l.row.unit(), moved)
+			say("| %s | %s | %s | %s - %s | %s | %s |", name, run.Name, number(l.results.Value(run.Name)), number(low), number(high), l.row.unit(), moved)
 			name = ""
 		}
 	}
-}
-
-func byValue(a, b Sample) int {
-	switch {
-	case a.Value < b.Value:
-		return -1
-	case a.Value > b.Value:
-		return 1
-	}
-	return 0
 }
 
 // number prints a value with three digits that mean something.

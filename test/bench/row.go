@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -12,6 +13,9 @@ type Row struct {
 	Name  string // what is measured, in the words of the table
 	Reach string // what it must reach, in the words of the table
 	Unit  string // of the values; empty: s
+	// Variant marks a row that measures the same as another on another wire: the
+	// short bench leaves it out.
+	Variant bool
 
 	// Prepare, if set, is called before the first round.
 	Prepare func(ctx context.Context, s *Site) error
@@ -25,8 +29,10 @@ type Row struct {
 // A Run measures one way to do a row's work.
 type Run struct {
 	Name    string
-	Measure func(ctx context.Context, s *Site) (Sample, error)
+	Measure measurement
 }
+
+type measurement func(ctx context.Context, s *Site) (Sample, error)
 
 // A Sample is one measurement.
 type Sample struct {
@@ -52,6 +58,13 @@ func (r Results) Value(run string) float64 {
 func (r Results) Moved(run string) float64 {
 	return median(r[run], func(s Sample) float64 { return float64(s.Moved) })
 }
+
+// spread returns the least and the greatest of a run's values.
+func (r Results) spread(run string) (low, high float64) {
+	return slices.MinFunc(r[run], byValue).Value, slices.MaxFunc(r[run], byValue).Value
+}
+
+func byValue(a, b Sample) int { return cmp.Compare(a.Value, b.Value) }
 
 func median(all []Sample, f func(Sample) float64) float64 {
 	if len(all) == 0 {
