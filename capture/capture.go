@@ -67,9 +67,10 @@ type capturing struct {
 	hasher  *hasher
 	folders []folder // of the source's /run and the like
 
-	first *firstRun // over the source's own root
-	seen  int       // how many of its accesses are in the closure
-	last  outcome   // of the run from the snapshot
+	first *firstRun       // over the source's own root
+	seen  int             // how many of its accesses are in the closure
+	last  outcome         // of the run from the snapshot
+	large map[string]bool // files of which it is known what that run read
 	tree  *tree
 }
 
@@ -472,8 +473,9 @@ func (c *capturing) publish() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	touches := profile(c.closure, c.tree, c.last.accesses[:c.last.started])
-	metadata, err := c.tree.lead(c.closure.way(c.last.accesses[:c.last.started]), touches)
+	accesses := c.last.accesses[:c.last.started]
+	touches := c.closure.narrow(profile(c.closure, c.tree, accesses), c.large, accesses, c.last.reads)
+	metadata, err := c.tree.lead(c.closure.way(accesses), touches)
 	if err != nil {
 		return "", err
 	}

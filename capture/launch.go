@@ -35,6 +35,9 @@ type instance struct {
 	// the service is stopped, with what has come of the run so far.
 	answered func(outcome)
 
+	// reads, if not nil, says of which files it is traced what is read.
+	reads func(path string) bool
+
 	daemons []daemon
 }
 
@@ -43,6 +46,7 @@ type outcome struct {
 	accesses []trace.Access
 	started  int           // how many of them came before the probes were answered; 0 if they were not
 	took     time.Duration // until then, from the first command on
+	reads    []trace.Read  // until then
 	gaps     []trace.Gap
 	err      error
 }
@@ -66,6 +70,9 @@ const (
 // returned also when it fails.
 func (in *instance) run(ctx context.Context) (out outcome) {
 	in.tracer = trace.New(in.stage.sb)
+	if in.reads != nil {
+		in.tracer = trace.NewWithReads(in.stage.sb, in.reads)
+	}
 	served, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
 	if in.lacks != nil {
@@ -125,7 +132,7 @@ func (in *instance) serve(ctx context.Context, out *outcome) error {
 	}
 	out.took = time.Since(begin)
 	out.accesses = in.tracer.Accesses()
-	out.started = len(out.accesses)
+	out.started, out.reads = len(out.accesses), in.tracer.Reads()
 	if in.answered != nil {
 		in.answered(*out)
 	}

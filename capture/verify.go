@@ -26,6 +26,9 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 		return nil, err
 	}
 	in := c.instance(s)
+	if c.large = c.closure.largeFiles(c.first.out.accesses[:c.first.out.started]); c.large != nil {
+		in.reads = func(p string) bool { return c.large[p] }
+	}
 	if round < rounds {
 		in.lacks = func(accesses []trace.Access) bool {
 			return slices.ContainsFunc(c.leftOut(accesses), func(p string) bool { return c.closure.allowed(p, ClassTraced) && !matchAny(logs, p) })

@@ -34,7 +34,8 @@ type Totals struct {
 	Dirs    uint64 // directories, the root counted
 }
 
-// A Touch is one access in the profile.
+// A Touch is one access in the profile: a whole file, or of a large one a range
+// of whole chunks.
 type Touch struct {
 	Path     string // absolute, clean
 	Content  Digest

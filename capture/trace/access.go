@@ -185,6 +185,12 @@ func (r *record) accesses() []Access {
 	return append([]Access(nil), r.list...)
 }
 
+func (r *record) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.list)
+}
+
 func (r *record) allGaps() []Gap {
 	r.mu.Lock()
 	defer r.mu.Unlock()

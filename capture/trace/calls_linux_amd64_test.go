@@ -125,7 +125,7 @@ func TestTableSuspects(t *testing.T) {
 func machine(t *testing.T) func(arch uint32, nr uint32, args [6]uint64) verdict {
 	t.Helper()
 	var raw []bpf.RawInstruction
-	for _, f := range filter() {
+	for _, f := range filter(false) {
 		raw = append(raw, bpf.RawInstruction{Op: f.Code, Jt: f.Jt, Jf: f.Jf, K: f.K})
 	}
 	program, ok := bpf.Disassemble(raw)
@@ -158,7 +158,7 @@ func machine(t *testing.T) func(arch uint32, nr uint32, args [6]uint64) verdict 
 func TestFilterRules(t *testing.T) {
 	run := machine(t)
 	for nr := range uint32(2 * maxCalls) {
-		want := ruling(int(nr))
+		want := ruling(int(nr), false)
 		if want == unlessUnaddressed {
 			want = pass
 		}

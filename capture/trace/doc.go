@@ -51,6 +51,13 @@
 //   - A process that changes its path argument from another thread between
 //     the tracer's look and the kernel's. The trace observes, it doesn't confine.
 //
+// # Reads
+//
+// Calls that read a file's content are not stopped: a server makes thousands of
+// them. A tracer made by [NewWithReads] stops them as well, and keeps which parts
+// of the files asked for were read or mapped, in units of 64 KiB. What a
+// mapping's pages are touched for is not seen: it counts whole.
+//
 // # Cost
 //
 // A stop costs two switches between processes: about 70 µs on two virtual

@@ -24,7 +24,10 @@ const (
 // x32Bit marks the calls of the x32 ABI, which share x86-64's arch value.
 const x32Bit = 0x40000000
 
-func ruling(nr int) verdict {
+func ruling(nr int, reads bool) verdict {
+	if _, ok := readCalls[uint64(nr)]; ok && reads {
+		return stop
+	}
 	switch {
 	case nr < 0 || nr >= maxCalls || !knownCalls[nr]:
 		return stop // the tracer refuses it and keeps a gap
@@ -48,13 +51,14 @@ type span struct {
 	do   verdict
 }
 
-// filter returns the seccomp program. It looks at the architecture first, then
+// filter returns the seccomp program, which stops the reading of content too if
+// reads is true. It looks at the architecture first, then
 // finds the verdict by binary search: at most nine comparisons.
 // The kernel precomputes which calls always pass and runs no filter for them.
-func filter() []unix.SockFilter {
+func filter(reads bool) []unix.SockFilter {
 	var spans []span
 	for nr := range maxCalls {
-		if do := ruling(nr); nr == 0 || do != spans[len(spans)-1].do {
+		if do := ruling(nr, reads); nr == 0 || do != spans[len(spans)-1].do {
 			spans = append(spans, span{uint32(nr), do})
 		}
 	}

@@ -17,7 +17,7 @@ var errUnsupported = fmt.Errorf("tracing is not supported on %s, only on amd64: 
 
 func supported() error { return errUnsupported }
 
-func filter() []unix.SockFilter { return nil }
+func filter(bool) []unix.SockFilter { return nil }
 
 // A thread can't be started here.
 type thread struct {
@@ -25,7 +25,7 @@ type thread struct {
 	err  error
 }
 
-func newThread(*record) *thread { return &thread{done: make(chan struct{})} }
+func newThread(*record, *reads) *thread { return &thread{done: make(chan struct{})} }
 
 func (*thread) start(context.Context, int) error { return errUnsupported }
 

@@ -124,6 +124,17 @@ func (w *window) proc(pid int, what string, fd int) *byte {
 	return &b[0]
 }
 
+// readSmall reads the beginning of the file with the NUL-terminated name.
+func readSmall(name *byte, b []byte) (int, unix.Errno) {
+	fd, _, errno := unix.RawSyscall6(unix.SYS_OPENAT, ^uintptr(99), uintptr(unsafe.Pointer(name)), unix.O_RDONLY|unix.O_CLOEXEC, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	_, _, _ = unix.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
+	return int(n), errno
+}
+
 // link returns where the link /proc/PID/what[/fd] leads, as a path in the
 // sandbox. It reports false when it leads to no path there, or pid is gone.
 //

@@ -18,6 +18,7 @@ func supported() error { return nil }
 // ptrace, and the waiting, happen on it; only kill may be called from elsewhere.
 type thread struct {
 	record *record
+	reads  *reads // nil: not asked for
 	home   string // what /proc calls the sandbox's root; empty before the first stop
 	window window
 	entry  entry
@@ -53,8 +54,8 @@ const (
 	lacksPidfd = -2 // there is no descriptor left: it has to be killed by number
 )
 
-func newThread(r *record) *thread {
-	return &thread{record: r, tasks: make(map[int]*task), done: make(chan struct{})}
+func newThread(r *record, reads *reads) *thread {
+	return &thread{record: r, reads: reads, tasks: make(map[int]*task), done: make(chan struct{})}
 }
 
 // start attaches to pid, a process that waits to be traced, and follows it and
@@ -180,6 +181,9 @@ func (th *thread) enter(k *task) {
 	}
 	c := calls[e.nr]
 	if c == nil {
+		if read := readCalls[e.nr]; read != nil && th.reads != nil {
+			read(th, k, e)
+		}
 		return // stopped by a filter of the program's own
 	}
 	if c.special != nil {

@@ -16,6 +16,7 @@ import (
 type Tracer struct {
 	sb     *sandbox.Sandbox
 	record *record
+	reads  *reads // nil: not traced
 
 	mu      sync.Mutex
 	threads []*thread
@@ -23,6 +24,15 @@ type Tracer struct {
 
 // New returns a Tracer for commands in sb. It does nothing until Start.
 func New(sb *sandbox.Sandbox) *Tracer { return &Tracer{sb: sb, record: newRecord()} }
+
+// NewWithReads is New for a trace that also learns which parts of some files
+// are read: those for which wanted, which is asked once for each canonical path,
+// returns true. Each read of any file then costs a stop.
+func NewWithReads(sb *sandbox.Sandbox, wanted func(path string) bool) *Tracer {
+	t := New(sb)
+	t.reads = &reads{wanted: wanted, seen: map[string]map[int64]struct{}{}}
+	return t
+}
 
 // Start starts a command under trace: it and all its descendants, as long as
 // they live. It returns when the program has been executed; the error says why
@@ -36,12 +46,12 @@ func (t *Tracer) Start(ctx context.Context, cmd sandbox.Command) (*sandbox.Proce
 	if err := supported(); err != nil {
 		return nil, fmt.Errorf("trace a command: %w", err)
 	}
-	cmd.Traced, cmd.Seccomp = true, filter()
+	cmd.Traced, cmd.Seccomp = true, filter(t.reads != nil)
 	p, err := t.sb.Run(ctx, cmd)
 	if err != nil {
 		return nil, err
 	}
-	th := newThread(t.record)
+	th := newThread(t.record, t.reads)
 	if err := th.start(ctx, p.Pid()); err != nil {
 		// It waits for a tracer that can't come.
 		if killErr := p.Signal(syscall.SIGKILL); killErr != nil && !errors.Is(killErr, sandbox.ErrEnded) {
@@ -67,6 +77,15 @@ func (t *Tracer) Start(ctx context.Context, cmd sandbox.Command) (*sandbox.Proce
 
 // Accesses returns what has been touched so far, in the order of first use.
 func (t *Tracer) Accesses() []Access { return t.record.accesses() }
+
+// Reads returns which parts of the wanted files have been read so far, each part
+// once, in the order of its first use.
+func (t *Tracer) Reads() []Read {
+	if t.reads == nil {
+		return nil
+	}
+	return t.reads.all()
+}
 
 // Gaps returns what the trace did not see so far.
 func (t *Tracer) Gaps() []Gap { return t.record.allGaps() }

@@ -23,6 +23,7 @@ func main() {
 	wait := flag.Bool("wait", false, "wait for ever when -spare is missing")
 	fail := flag.Bool("fail", false, "complain and end")
 	look := flag.String("look", "", "a file that need not exist")
+	large := flag.String("large", "", "a file of which some is read at the start, and more at each request")
 	flag.Parse()
 	if _, err := os.Stat(*look); err == nil {
 		log.Fatal("it is there")
@@ -52,12 +53,27 @@ func main() {
 			}
 		}
 	}
+	var data *os.File
+	if *large != "" {
+		var err error
+		if data, err = os.Open(*large); err != nil {
+			log.Fatal(err)
+		}
+		for _, off := range []int64{40 << 20, 0} {
+			if _, err := data.ReadAt(make([]byte, 300<<10), off); err != nil {
+				log.Fatal(err)
+			}
+		}
+	}
 	if *grow != "" {
 		if err := os.WriteFile(*grow, []byte(strings.Repeat("x", 1<<20)), 0o644); err != nil {
 			log.Fatal(err)
 		}
 	}
 	http.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		if data != nil {
+			_, _ = data.ReadAt(make([]byte, 10), 20<<20)
+		}
 		b, err := os.ReadFile(*file)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
