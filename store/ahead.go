@@ -99,7 +99,7 @@ func (r *Reader) readAhead(ctx context.Context, contents []manifest.Content) {
 		if c.Size == 0 || c.Size > smallFile || valid(c) != nil {
 			continue
 		}
-		if there, err := r.local(ctx, c); there || err != nil {
+		if there, err := r.local(ctx, c, quick); there || err != nil {
 			if ctx.Err() != nil {
 				return
 			}

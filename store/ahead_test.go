@@ -16,7 +16,7 @@ func TestReadAheadMakesFewRequests(t *testing.T) {
 	cs, _ := smallFiles(o)
 	cs = cs[:1500]
 	s := openStore(t, Options{})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	const window = 256
 	for i, c := range cs {
 		if i%(window/2) == 0 {
@@ -57,7 +57,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 	large := o.file("/large", random(smallFile+1, 899))
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	requests := func() int {
 		o.mu.Lock()
 		defer o.mu.Unlock()
@@ -114,7 +114,7 @@ func TestReadAheadFailsSilently(t *testing.T) {
 	}
 	var log logbook
 	s := openStore(t, Options{Log: log.logger()})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	r.ReadAhead([]manifest.Content{c})
 	r.MetaAhead([]manifest.Digest{page})
 	<-entered
@@ -145,7 +145,7 @@ func TestMetaAhead(t *testing.T) {
 	o := newOrigin()
 	snap, _ := bigTree(o, 300)
 	s := openStore(t, Options{})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	var pages []manifest.Digest
 	for d, b := range o.content {
 		if _, err := manifest.DecodePage(b); err == nil {
@@ -179,7 +179,7 @@ func TestReadAheadPinsAndEnds(t *testing.T) {
 	entered := make(chan struct{})
 	o.gate = func(ctx context.Context) error { close(entered); <-ctx.Done(); return ctx.Err() }
 	s := openStore(t, Options{HostRoot: root})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	r.ReadAhead([]manifest.Content{here, there})
 	<-entered
 	if o.times(manifest.Range{Digest: here.Digest, Len: here.Size}) != 0 || s.Pin(here.Digest) == Unpinned {

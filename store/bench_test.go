@@ -29,7 +29,7 @@ func BenchmarkEnsureSmall(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			b.StopTimer()
 			s := openStore(b, Options{Dir: filepath.Join(b.TempDir(), fmt.Sprint(i))})
-			r := s.Reader(Source{"origin", o})
+			r := s.Reader(Source{Name: "origin", Origin: o})
 			b.StartTimer()
 			for _, c := range cs {
 				if err := r.Ensure(b.Context(), c); err != nil {
@@ -59,7 +59,7 @@ func BenchmarkEnsureSmall(b *testing.B) {
 func BenchmarkEnsureThere(b *testing.B) {
 	o := newOrigin()
 	c := o.file("/f", random(5000, 90))
-	r := openStore(b, Options{}).Reader(Source{"origin", o})
+	r := openStore(b, Options{}).Reader(Source{Name: "origin", Origin: o})
 	b.ReportAllocs()
 	for b.Loop() {
 		if err := r.Ensure(b.Context(), c); err != nil {
@@ -81,7 +81,7 @@ func BenchmarkReadThrough(b *testing.B) {
 			b.StopTimer()
 			s := openStore(b, Options{Dir: filepath.Join(b.TempDir(), fmt.Sprint(i))})
 			b.StartTimer()
-			f, err := s.Reader(Source{"origin", o}).Open(b.Context(), c)
+			f, err := s.Reader(Source{Name: "origin", Origin: o}).Open(b.Context(), c)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -122,7 +122,7 @@ func BenchmarkReadWhole(b *testing.B) {
 	o := newOrigin()
 	c := o.file("/f", random(8<<20, 92))
 	s := openStore(b, Options{})
-	r := s.Reader(Source{"origin", o})
+	r := s.Reader(Source{Name: "origin", Origin: o})
 	if err := r.Ensure(b.Context(), c); err != nil {
 		b.Fatal(err)
 	}

@@ -38,7 +38,7 @@ func crashChild(dir string) {
 		os.Exit(3)
 	}
 	fmt.Println("ready")
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	go func() {
 		for {
 			i := rand.IntN(4)
@@ -96,7 +96,7 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := s.Reader(Source{"origin", batchOrigin{o}})
+		r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 		if err := r.Prefetch(ctxOf(t), snap, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -14,8 +14,8 @@ import (
 const (
 	// patience is how long a source may be silent while there is another to ask.
 	patience = time.Second
-	// rest is how long a source that failed is left alone.
-	rest = time.Second
+	// restFor is how long a source that failed is left alone.
+	restFor = time.Second
 )
 
 var (
@@ -26,13 +26,26 @@ var (
 // A source is a Source with its state.
 type source struct {
 	Source
+	demand, bulk rest
+}
+
+// rest is the state of one way to a source.
+type rest struct {
 	mu     sync.Mutex
 	until  time.Time // not asked before
 	reason error
 }
 
+// rest returns the state of the way that is asked.
+func (o *source) rest(background bool) *rest {
+	if background && o.Bulk != nil {
+		return &o.bulk
+	}
+	return &o.demand
+}
+
 // resting returns why the source is left alone, or nil.
-func (o *source) resting() error {
+func (o *rest) resting() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if time.Now().Before(o.until) {
@@ -42,7 +55,7 @@ func (o *source) resting() error {
 }
 
 // failed puts the source to rest if its error is not about one content only.
-func (o *source) failed(err error) {
+func (o *rest) failed(err error) {
 	for _, e := range []error{manifest.ErrNotFound, manifest.ErrStale, manifest.ErrCorrupt, manifest.ErrInvalid} {
 		if errors.Is(err, e) {
 			return
@@ -50,16 +63,17 @@ func (o *source) failed(err error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.until, o.reason = time.Now().Add(rest), err
+	o.until, o.reason = time.Now().Add(restFor), err
 }
 
 // A job is a range of one content to be brought in, in pieces that can be
 // verified one by one.
 type job struct {
-	what   string // for messages: the file's path
-	digest manifest.Digest
-	off, n int64 // bytes; what is done is taken off the front
-	piece  int64 // length of a piece in bytes; the last may be shorter
+	what       string // for messages: the file's path
+	digest     manifest.Digest
+	background bool
+	off, n     int64 // bytes; what is done is taken off the front
+	piece      int64 // length of a piece in bytes; the last may be shorter
 	// accept verifies a piece and keeps it. ErrCorrupt sends us to the next
 	// source; a localError ends the job.
 	accept func(off int64, data []byte) error
@@ -73,9 +87,9 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 	failure := &FetchError{What: j.what, Digest: j.digest}
 	for i, o := range r.sources {
 		began := time.Now()
-		err := o.resting()
+		err := o.rest(j.background).resting()
 		if err == nil {
-			if err = r.attempt(ctx, o, &j, r.patience(i), &deadline); err == nil {
+			if err = r.attempt(ctx, o, &j, r.patience(i, j.background), &deadline); err == nil {
 				return nil
 			}
 			if ctx.Err() != nil {
@@ -84,6 +98,7 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 			if isLocal(err) {
 				return err
 			}
+			o.rest(j.background).failed(err)
 			r.blame(o, j.what, j.digest, err)
 		}
 		failure.Attempts = append(failure.Attempts, Attempt{Source: o.Name, Err: err, Took: time.Since(began)})
@@ -93,18 +108,17 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 }
 
 // patience returns how long source i may be silent.
-func (r *Reader) patience(i int) time.Duration {
+func (r *Reader) patience(i int, background bool) time.Duration {
 	for _, o := range r.sources[i+1:] {
-		if o.resting() == nil {
+		if o.rest(background).resting() == nil {
 			return min(patience, r.store.deadline/2)
 		}
 	}
 	return r.store.deadline
 }
 
-// blame notes a source's failure.
+// blame notes that a source sent wrong bytes, if that is what err says.
 func (r *Reader) blame(o *source, what string, d manifest.Digest, err error) {
-	o.failed(err)
 	if errors.Is(err, manifest.ErrCorrupt) {
 		r.store.stats.badFromSource.add(1)
 		if r.store.quiet.pass("corrupt " + o.Name + d.Hex()) {
@@ -118,7 +132,7 @@ func (r *Reader) attempt(ctx context.Context, o *source, j *job, patience time.D
 	w := watch(ctx, patience, *deadline)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
-	body, err := o.Fetch(w.ctx, j.digest, j.off, j.n)
+	body, err := o.way(j.background).Fetch(w.ctx, j.digest, j.off, j.n)
 	if err != nil {
 		return err
 	}
@@ -217,16 +231,16 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 		}
 		began := time.Now()
 		errs := map[int]error{}
-		if err := o.resting(); err != nil {
+		if err := o.rest(background).resting(); err != nil {
 			for _, i := range left {
 				errs[i] = err
 			}
 		} else {
-			silence := r.patience(n)
+			silence := r.patience(n, background)
 			if background {
 				silence = r.store.deadline // one answer may be a MiB, and the wire slow
 			}
-			err := r.exchange(ctx, o, request{want, left, silence, &deadline, errs, accept})
+			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, accept})
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
@@ -239,6 +253,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if err == nil {
 				continue
 			}
+			o.rest(background).failed(err)
 			r.blame(o, want[i].what, want[i].Digest, err)
 			if failed[i] == nil {
 				failed[i] = &FetchError{What: want[i].what, Digest: want[i].Digest}
@@ -266,12 +281,13 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 
 // A request is what of a batch one source is asked for.
 type request struct {
-	want     []wanted
-	left     []int         // which of want
-	silence  time.Duration // that is borne
-	deadline *time.Time    // of the next answer
-	errs     map[int]error // gets the failures
-	accept   func(i int, data []byte) error
+	want       []wanted
+	left       []int // which of want
+	background bool
+	silence    time.Duration // that is borne
+	deadline   *time.Time    // of the next answer
+	errs       map[int]error // gets the failures
+	accept     func(i int, data []byte) error
 }
 
 // answer accepts one element. What it returns is an error of ours.
@@ -290,7 +306,7 @@ func (q *request) answer(i int, data []byte, err error) error {
 
 // exchange asks one source. What it returns is an error of ours.
 func (r *Reader) exchange(ctx context.Context, o *source, q request) error {
-	b, ok := o.Origin.(manifest.Batcher)
+	b, ok := o.way(q.background).(manifest.Batcher)
 	if !ok {
 		return r.each(ctx, o, q)
 	}
@@ -352,7 +368,7 @@ func (r *Reader) each(ctx context.Context, o *source, q request) error {
 				if stop {
 					return
 				}
-				data, err := r.whole(ctx, o, q.want[i].Range, q.silence, deadline)
+				data, err := r.whole(ctx, o, q.want[i].Range, q, deadline)
 				mu.Lock()
 				if err == nil {
 					*q.deadline = time.Now().Add(r.store.deadline)
@@ -369,11 +385,11 @@ func (r *Reader) each(ctx context.Context, o *source, q request) error {
 }
 
 // whole fetches one range into memory.
-func (r *Reader) whole(ctx context.Context, o *source, g manifest.Range, silence time.Duration, deadline time.Time) (data []byte, err error) {
-	w := watch(ctx, silence, deadline)
+func (r *Reader) whole(ctx context.Context, o *source, g manifest.Range, q request, deadline time.Time) (data []byte, err error) {
+	w := watch(ctx, q.silence, deadline)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
-	body, err := o.Fetch(w.ctx, g.Digest, g.Off, g.Len)
+	body, err := o.way(q.background).Fetch(w.ctx, g.Digest, g.Off, g.Len)
 	if err != nil {
 		return nil, err
 	}

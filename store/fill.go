@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"time"
 
 	"srvfs/manifest"
 	"srvfs/manifest/statcache"
@@ -39,6 +40,7 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 			p.mu.Unlock()
 			return failed
 		}
+		patience := p.overtake(by, next, int64(len(p.state)))
 		for next < int64(len(p.state)) && (p.state[next] == chunkVerified || p.whole) {
 			next++
 		}
@@ -72,11 +74,15 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 		}
 		changed := p.changed
 		p.mu.Unlock()
+		late := time.NewTimer(patience)
 		select {
 		case <-changed:
+		case <-late.C:
 		case <-ctx.Done():
+			late.Stop()
 			return context.Cause(ctx)
 		}
+		late.Stop()
 	}
 }
 

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"srvfs/manifest"
 )
@@ -17,19 +19,22 @@ type key struct {
 type work uint8
 
 const (
-	workMeta   work = iota // fetch a page or chunk list
-	workLocal              // check the blob, else look for an identical host file and pin it
-	workBlob               // bring in a small file
-	workFill               // bring in all chunks of a large one
-	workStream             // the same in the background: what yields to demand must not be what demand waits for
+	workMeta    work = iota // fetch a page or chunk list
+	workLocal               // check the blob, else look for an identical host file and pin it
+	workSearch              // the same, thoroughly
+	workBlob                // bring in a small file
+	workProfile             // a whole stream
+	workFill                // bring in all chunks of a large one
+	workStream              // the same in the background: what yields to demand must not be what demand waits for
 )
 
 // An asker is on whose behalf a flight is made. When it fails, another asker
 // may have better sources, or more right to an answer, and tries itself.
 type asker struct {
 	reader     *Reader
-	background bool // stands back while anybody waits
-	ahead      bool // a guess: of its failure nobody is told
+	background bool  // stands back while anybody waits
+	ahead      bool  // a guess: of its failure nobody is told
+	pace       *pace // of background work that others may overtake; or nil
 }
 
 // A flight is one piece of work, or a batch of them, and those who wait for it.
@@ -88,11 +93,13 @@ func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx cont
 		}
 		var again []key
 		for i, e := range board {
-			select {
-			case <-e.done:
-			case <-ctx.Done():
+			switch err := f.await(ctx, by, e); {
+			case errors.Is(err, errOvertake):
+				again = append(again, e.key)
+				continue
+			case err != nil:
 				f.leave(board)
-				return failAll(errs, keys[i:], context.Cause(ctx))
+				return failAll(errs, keys[i:], err)
 			}
 			if e.err == nil {
 				delete(errs, e.key)
@@ -104,6 +111,44 @@ func (f *flights) do(ctx context.Context, by asker, keys []key, fn func(ctx cont
 		keys = again
 	}
 	return errs
+}
+
+// errOvertake says that background work is too far from what the caller waits
+// for.
+var errOvertake = errors.New("to be overtaken")
+
+// await returns when e is done; or when it is part of a stream that is far from
+// it, and the caller is not in the background: asked for again, e's key is then
+// the caller's own.
+func (f *flights) await(ctx context.Context, by asker, e *errand) error {
+	pace := e.flight.by.pace
+	if by.background {
+		pace = nil
+	}
+	for {
+		select {
+		case <-e.done:
+			return nil
+		default:
+		}
+		patience := pace.patience(pace.before(e.key))
+		if patience <= 0 {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.forget(e)
+			return errOvertake
+		}
+		timer := time.NewTimer(patience)
+		select {
+		case <-e.done:
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // one is do for a single key.

@@ -56,8 +56,9 @@ func TestHostFilesAreNotFetched(t *testing.T) {
 	}
 	settleClock()
 	s := openStore(t, Options{Dir: filepath.Join(t.TempDir(), "store"), HostRoot: root})
-	r := s.Reader(Source{"origin", o})
-	none := newOrigin() // makes contents that the origin doesn't have
+	r := s.Reader(Source{Name: "origin", Origin: o})
+	<-s.host.names.ready // before that only the same path counts for who waits
+	none := newOrigin()  // makes contents that the origin doesn't have
 	for _, c := range []struct {
 		path string
 		b    []byte
@@ -109,7 +110,7 @@ func TestHostFileChanges(t *testing.T) {
 	settleClock()
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir, HostRoot: root})
-	r := s.Reader(Source{"origin", o})
+	r := s.Reader(Source{Name: "origin", Origin: o})
 	content := func(n string) (manifest.Content, []byte) {
 		body := append([]byte(n), b...)
 		return newOrigin().file("/usr/lib/"+n, body), body
@@ -194,7 +195,7 @@ func TestDamagedBlob(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				r := s.Reader(Source{"origin", o})
+				r := s.Reader(Source{Name: "origin", Origin: o})
 				if err := r.Ensure(ctxOf(t), c); err != nil {
 					t.Fatal(err)
 				}
@@ -215,7 +216,7 @@ func TestDamagedBlob(t *testing.T) {
 					if s, err = Open(Options{Dir: dir}); err != nil {
 						t.Fatal(err)
 					}
-					r = s.Reader(Source{"origin", o})
+					r = s.Reader(Source{Name: "origin", Origin: o})
 				}
 				if when == "while open" {
 					p := make([]byte, 200)

@@ -32,8 +32,8 @@ func (r *Reader) Match(ctx context.Context, snap *manifest.Snapshot) error {
 		if err := s.demand.yield(ctx); err != nil {
 			return err
 		}
-		return s.flights.one(ctx, asker{}, key{workLocal, c.Digest}, func(ctx context.Context) (err error) {
-			lowPriority(func() { err = s.findLocal(ctx, c) })
+		return s.flights.one(ctx, asker{}, key{workSearch, c.Digest}, func(ctx context.Context) (err error) {
+			lowPriority(func() { err = s.findLocal(ctx, c, thorough) })
 			return err
 		})
 	}, nil)

@@ -5,10 +5,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,6 +73,7 @@ func partialID(c manifest.Content) manifest.Digest {
 type haul struct {
 	by       asker
 	from, to int64 // chunks
+	at       int64 // where in by.pace's stream, in bytes
 	waiters  int
 	cancel   context.CancelFunc
 	dropped  bool // cancelled because nobody waited
@@ -243,6 +247,7 @@ func (p *partial) recheck(i int64) error {
 func (p *partial) need(ctx context.Context, by asker, from, to int64) error {
 	for i := from; i < to; {
 		p.mu.Lock()
+		p.overtake(by, i, min(to, i+groupChunks))
 		switch {
 		case p.whole || p.state[i] == chunkVerified:
 			p.mu.Unlock()
@@ -267,7 +272,7 @@ func (p *partial) need(ctx context.Context, by asker, from, to int64) error {
 			p.mu.Unlock()
 			// Another asker's failure is not ours, nor is that of a haul which
 			// was given up before we came.
-			if dropped, err := p.await(ctx, h, i); err != nil && (ctx.Err() != nil || h.by == by && !dropped) {
+			if dropped, err := p.await(ctx, by, h, i); err != nil && (ctx.Err() != nil || h.by == by && !dropped) {
 				return err
 			}
 		}
@@ -275,23 +280,35 @@ func (p *partial) need(ctx context.Context, by asker, from, to int64) error {
 	return nil
 }
 
-// haulOf returns the haul that brings chunk i. The caller holds p.mu.
+// haulOf returns the haul that brings chunk i, for a further waiter. The caller
+// holds p.mu.
 func (p *partial) haulOf(i int64) *haul {
-	for _, h := range p.hauls {
+	h := p.newest(i)
+	if h == nil {
+		panic("store: a chunk is coming and nobody brings it")
+	}
+	h.waiters++
+	return h
+}
+
+// newest returns the haul for chunk i, or nil: the last if one has overtaken
+// another. The caller holds p.mu.
+func (p *partial) newest(i int64) *haul {
+	for _, h := range slices.Backward(p.hauls) {
 		if h.from <= i && i < h.to {
-			h.waiters++
 			return h
 		}
 	}
-	panic("store: a chunk is coming and nobody brings it")
+	return nil
 }
 
 // await returns when h has brought chunk i, or has failed, and whether it was
 // given up.
-func (p *partial) await(ctx context.Context, h *haul, i int64) (dropped bool, err error) {
+func (p *partial) await(ctx context.Context, by asker, h *haul, i int64) (dropped bool, err error) {
 	for {
 		p.mu.Lock()
-		if p.whole || p.state[i] == chunkVerified || h.over {
+		patience := h.patience(by)
+		if p.whole || p.state[i] == chunkVerified || h.over || patience <= 0 {
 			h.waiters--
 			err := h.err
 			if p.whole || p.state[i] == chunkVerified {
@@ -303,12 +320,16 @@ func (p *partial) await(ctx context.Context, h *haul, i int64) (dropped bool, er
 		}
 		changed := p.changed
 		p.mu.Unlock()
+		late := time.NewTimer(patience)
 		select {
 		case <-changed:
+		case <-late.C:
 		case <-ctx.Done():
 			p.quit(h)
+			late.Stop()
 			return false, context.Cause(ctx)
 		}
+		late.Stop()
 	}
 }
 
@@ -350,7 +371,7 @@ func (p *partial) send(by asker, from, to int64) *haul {
 func (p *partial) run(ctx context.Context, h *haul) {
 	off, n := p.span(h.from, h.to)
 	err := h.by.reader.bring(ctx, job{
-		what: p.c.Path, digest: p.c.Digest, off: off, n: n, piece: manifest.ChunkSize,
+		what: p.c.Path, digest: p.c.Digest, background: h.by.background, off: off, n: n, piece: manifest.ChunkSize,
 		accept: func(off int64, data []byte) error { return p.accept(off/manifest.ChunkSize, data) },
 	})
 	if p.s.ctx.Err() != nil && err != nil {
@@ -359,26 +380,90 @@ func (p *partial) run(ctx context.Context, h *haul) {
 	if err != nil && ctx.Err() == nil {
 		p.s.report(p.c.Path, p.c.Digest, err)
 	}
+	p.end(h, err)
+}
+
+// end takes a haul off the list.
+func (p *partial) end(h *haul, err error) {
 	h.cancel()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.over, h.err = true, err
+	p.hauls = slices.DeleteFunc(p.hauls, func(o *haul) bool { return o == h })
 	for i := h.from; i < h.to; i++ {
-		if p.state[i] == chunkComing {
+		if p.state[i] == chunkComing && p.newest(i) == nil {
 			p.state[i] = chunkMissing
-		}
-	}
-	for i, o := range p.hauls {
-		if o == h {
-			p.hauls = append(p.hauls[:i], p.hauls[i+1:]...)
-			break
 		}
 	}
 	p.notify()
 }
 
+// patience returns how long by should wait for what h brings.
+func (h *haul) patience(by asker) time.Duration {
+	if by.background {
+		return math.MaxInt64
+	}
+	return h.by.pace.patience(h.at)
+}
+
+// overtake makes those of the chunks missing again that come with a stream which
+// is far from them, and returns how long the others are worth waiting for. The
+// caller holds p.mu, and is to ask for them itself.
+func (p *partial) overtake(by asker, from, to int64) time.Duration {
+	least := time.Duration(math.MaxInt64)
+	for _, h := range p.hauls {
+		if h.to <= from || to <= h.from {
+			continue
+		}
+		patience := h.patience(by)
+		if patience > 0 {
+			least = min(least, patience)
+			continue
+		}
+		for i := max(from, h.from); i < min(to, h.to); i++ {
+			if p.state[i] == chunkComing && p.newest(i) == h {
+				p.state[i] = chunkMissing
+			}
+		}
+	}
+	return least
+}
+
+// expect says that chunks which are missing among those from up to to come with
+// a stream, at bytes after its beginning. The stream passes them to deliver.
+func (p *partial) expect(by asker, from, to, at int64) *haul {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := &haul{by: by, from: from, to: to, at: at, waiters: 1, cancel: func() {}}
+	for i := from; i < to; i++ {
+		if p.state[i] == chunkMissing {
+			p.state[i] = chunkComing
+		}
+	}
+	p.hauls = slices.Insert(p.hauls, 0, h) // behind those of who asked for less
+	return h
+}
+
+// deliver accepts what a stream has brought for h.
+func (p *partial) deliver(h *haul, data []byte) error {
+	for i := h.from; i < h.to; i++ {
+		n := min(len(data), manifest.ChunkSize)
+		if err := p.accept(i, data[:n]); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
 // accept verifies a chunk that has arrived and writes it.
 func (p *partial) accept(i int64, data []byte) error {
+	p.mu.Lock()
+	there := p.whole || p.state[i] == chunkVerified
+	p.mu.Unlock()
+	if there {
+		return nil // a stream brings what was asked for alone meanwhile
+	}
 	if manifest.Sum(data) != p.list[i] {
 		return fmt.Errorf("chunk %d: %w", i, manifest.ErrCorrupt)
 	}

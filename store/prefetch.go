@@ -154,7 +154,7 @@ func (p *prefetch) locate(found <-chan manifest.Content, missing chan<- manifest
 		if p.ctx.Err() != nil {
 			continue
 		}
-		where, err := p.r.look(p.ctx, c)
+		where, err := p.r.look(p.ctx, c, thorough)
 		switch {
 		case err != nil:
 			p.lose(c, err)
@@ -327,7 +327,7 @@ func (p *prefetch) lose(c manifest.Content, err error) {
 // allResting reports whether no source would be asked now.
 func (r *Reader) allResting() bool {
 	for _, o := range r.sources {
-		if o.resting() == nil {
+		if o.rest(true).resting() == nil {
 			return false
 		}
 	}

@@ -39,7 +39,7 @@ func TestPrefetchDetaches(t *testing.T) {
 	settleClock()
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir, HostRoot: root})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	before, err := r.Tally(ctxOf(t), snap)
 	if err != nil || before.Detached || before.MissingMeta == 0 || before.Missing != before.Total || o.total() != 0 {
 		t.Errorf("before: %+v, %v", before, err)
@@ -105,7 +105,7 @@ func TestPrefetchOrderAndResume(t *testing.T) {
 	snap, _ := bigTree(o, 400)
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	ctx, cancel := context.WithCancel(ctxOf(t))
 	var mu sync.Mutex
 	served := 0
@@ -157,7 +157,7 @@ func TestPrefetchFailures(t *testing.T) {
 		return nil
 	}
 	s := openStore(t, Options{Deadline: 300 * time.Millisecond})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	err := r.Prefetch(ctxOf(t), snap, nil)
 	if !errors.Is(err, manifest.ErrStale) || !strings.Contains(err.Error(), name(17)) {
 		t.Errorf("one stale file: %v", err)
@@ -173,7 +173,7 @@ func TestPrefetchFailures(t *testing.T) {
 		}
 		return nil
 	}
-	if err := s.Reader(Source{"origin", batchOrigin{o}}).Prefetch(ctxOf(t), snap, nil); !errors.Is(err, manifest.ErrUnavailable) {
+	if err := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}}).Prefetch(ctxOf(t), snap, nil); !errors.Is(err, manifest.ErrUnavailable) {
 		t.Errorf("a source that goes away: %v", err)
 	}
 }
@@ -193,19 +193,21 @@ func TestDemandOvertakesPrefetch(t *testing.T) {
 			return ctx.Err()
 		}
 	}}
-	if err := s.Reader(Source{"meta", batchOrigin{o}}).Match(ctxOf(t), snap); err != nil {
+	if err := s.Reader(Source{Name: "meta", Origin: batchOrigin{o}}).Match(ctxOf(t), snap); err != nil {
 		t.Fatal(err)
 	}
 	if err := walk(ctxOf(t), snap, func(ctx context.Context, d []manifest.Digest) ([][]byte, error) {
-		return s.Reader(Source{"meta", batchOrigin{o}}).Meta(ctx, d)
+		return s.Reader(Source{Name: "meta", Origin: batchOrigin{o}}).Meta(ctx, d)
 	}, visitor{file: func(string, *manifest.Entry) error { return nil }}); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error)
-	go func() { done <- s.Reader(Source{"slow", batchOrigin{slow}}).Prefetch(ctxOf(t), snap, nil) }()
+	go func() {
+		done <- s.Reader(Source{Name: "slow", Origin: batchOrigin{slow}}).Prefetch(ctxOf(t), snap, nil)
+	}()
 	<-entered
 	other := o.file("/other", random(5000, 60))
-	mustRead(t, s.Reader(Source{"origin", o}), other, random(5000, 60))
+	mustRead(t, s.Reader(Source{Name: "origin", Origin: o}), other, random(5000, 60))
 	close(open)
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -225,7 +227,7 @@ func TestMatchPins(t *testing.T) {
 	writeFile(t, root+"/usr/lib/big1", files["/var/big1"]) // found by its name
 	settleClock()
 	s := openStore(t, Options{HostRoot: root})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	if err := r.Match(ctxOf(t), snap); err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +252,7 @@ func TestHostileTree(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r := openStore(t, Options{}).Reader(Source{"origin", batchOrigin{o}})
+	r := openStore(t, Options{}).Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	snap := &manifest.Snapshot{Service: "web", Sequence: 1, Root: manifest.Entry{Type: manifest.Dir, Links: 2, Digest: d}, Totals: manifest.Totals{Entries: 1000}}
 	if err := r.Prefetch(ctxOf(t), snap, nil); !errors.Is(err, manifest.ErrInvalid) {
 		t.Errorf("prefetch: %v", err)

@@ -33,7 +33,7 @@ func TestRandomRanges(t *testing.T) {
 			if s, err = Open(Options{Dir: filepath.Join(tmp, "store")}); err != nil {
 				t.Fatal(err)
 			}
-			if f, err = s.Reader(Source{"origin", o}).Open(t.Context(), c); err != nil {
+			if f, err = s.Reader(Source{Name: "origin", Origin: o}).Open(t.Context(), c); err != nil {
 				t.Fatal(err)
 			}
 		}

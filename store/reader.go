@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"srvfs/manifest"
 )
@@ -13,6 +14,17 @@ import (
 type Source struct {
 	Name string
 	manifest.Origin
+	// Bulk is the same origin on another way, for transfers that the reads
+	// somebody waits for should overtake; nil: there is one way for all.
+	Bulk manifest.Origin
+}
+
+// way returns the origin to ask.
+func (s *Source) way(background bool) manifest.Origin {
+	if background && s.Bulk != nil {
+		return s.Bulk
+	}
+	return s.Origin
 }
 
 // A Reader reads content for one snapshot: from the store, from the host's
@@ -20,6 +32,7 @@ type Source struct {
 type Reader struct {
 	store   *Store
 	sources []*source
+	stream  atomic.Pointer[stream] // the one under way, or the last
 }
 
 // Reader returns a Reader that asks these sources, in this order, for what
@@ -89,7 +102,7 @@ func (r *Reader) acquire(ctx context.Context, c manifest.Content) (body, error) 
 			if err := r.ensure(ctx, c); err != nil {
 				return body{}, err
 			}
-		} else if there, err := r.local(ctx, c); err != nil {
+		} else if there, err := r.local(ctx, c, quick); err != nil {
 			return body{}, err
 		} else if !there {
 			if p, err := r.part(ctx, c); p != nil || err != nil {
@@ -116,6 +129,9 @@ func (r *Reader) part(ctx context.Context, c manifest.Content) (*partial, error)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", c.Path, err)
 	}
+	if err := r.stream.Load().claimed(ctx, c.Digest); err != nil {
+		return nil, err
+	}
 	return r.store.partial(c, list)
 }
 
@@ -135,16 +151,27 @@ const (
 	pinned                    // in blobs, as the host's file, since just now
 )
 
+// A search says how much is done to find an identical file on the host.
+type search bool
+
+const (
+	// quick looks under the same path, and under the same name elsewhere if the
+	// index of names is there already: somebody waits.
+	quick search = false
+	// thorough waits for the index.
+	thorough search = true
+)
+
 // local reports whether c stands in blobs, after pinning the host's identical
 // file if there is one.
-func (r *Reader) local(ctx context.Context, c manifest.Content) (bool, error) {
-	where, err := r.look(ctx, c)
+func (r *Reader) local(ctx context.Context, c manifest.Content, how search) (bool, error) {
+	where, err := r.look(ctx, c, how)
 	return where != absent, err
 }
 
 // look is local, and says more. A file that is neither here nor there costs it
 // one system call where there is no host to search.
-func (r *Reader) look(ctx context.Context, c manifest.Content) (whereabouts, error) {
+func (r *Reader) look(ctx context.Context, c manifest.Content, how search) (whereabouts, error) {
 	s := r.store
 	switch k, there := s.blobKey(c.Digest); {
 	case there && s.trusted(c.Digest, k):
@@ -153,8 +180,12 @@ func (r *Reader) look(ctx context.Context, c manifest.Content) (whereabouts, err
 	case !there && (s.host == nil || c.Size == 0):
 		return absent, nil
 	}
-	err := s.flights.one(ctx, asker{}, key{workLocal, c.Digest}, func(ctx context.Context) error {
-		return s.findLocal(ctx, c)
+	kind := workLocal
+	if how == thorough {
+		kind = workSearch
+	}
+	err := s.flights.one(ctx, asker{}, key{kind, c.Digest}, func(ctx context.Context) error {
+		return s.findLocal(ctx, c, how)
 	})
 	switch {
 	case err != nil || !s.known(c.Digest):
@@ -165,14 +196,14 @@ func (r *Reader) look(ctx context.Context, c manifest.Content) (whereabouts, err
 	return pinned, nil
 }
 
-func (s *Store) findLocal(ctx context.Context, c manifest.Content) error {
+func (s *Store) findLocal(ctx context.Context, c manifest.Content, how search) error {
 	if there, err := s.check(ctx, c.Digest); there || err != nil {
 		return err
 	}
 	if s.host == nil || c.Size == 0 {
 		return nil
 	}
-	m, err := s.host.find(ctx, s, c)
+	m, err := s.host.find(ctx, s, c, how)
 	if m == nil || err != nil {
 		return err
 	}
@@ -205,7 +236,7 @@ func (r *Reader) ensure(ctx context.Context, c manifest.Content) error {
 		return r.ensureLarge(ctx, by, workFill, c)
 	}
 	return s.flights.one(ctx, by, key{workBlob, c.Digest}, func(ctx context.Context) error {
-		if there, err := r.local(ctx, c); there || err != nil {
+		if there, err := r.local(ctx, c, quick); there || err != nil {
 			return err
 		}
 		if c.Size == 0 {
@@ -239,7 +270,7 @@ func (s *Store) acceptSmall(c manifest.Content, data []byte) error {
 func (r *Reader) ensureLarge(ctx context.Context, by asker, kind work, c manifest.Content) error {
 	s := r.store
 	return s.flights.one(ctx, by, key{kind, partialID(c)}, func(ctx context.Context) error {
-		if there, err := r.local(ctx, c); there || err != nil {
+		if there, err := r.local(ctx, c, search(by.background)); there || err != nil {
 			return err
 		}
 		p, err := r.part(ctx, c)

@@ -73,11 +73,11 @@ func TestStoreIsAnOrigin(t *testing.T) {
 	o := newOrigin()
 	snap, files := bigTree(o, 100)
 	first := openStore(t, Options{})
-	if err := first.Reader(Source{"origin", o}).Prefetch(ctxOf(t), snap, nil); err != nil {
+	if err := first.Reader(Source{Name: "origin", Origin: o}).Prefetch(ctxOf(t), snap, nil); err != nil {
 		t.Fatal(err)
 	}
 	second := openStore(t, Options{})
-	r := second.Reader(Source{"first", first})
+	r := second.Reader(Source{Name: "first", Origin: first})
 	if err := r.Prefetch(ctxOf(t), snap, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -41,7 +41,7 @@ func TestDiskFull(t *testing.T) {
 	snap := o.tree(files)
 	dir := filepath.Join(full, "store")
 	s := openStore(t, Options{Dir: dir})
-	r := s.Reader(Source{"origin", batchOrigin{o}})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
 	big := newOrigin().file("/var/big", files["/var/big"])
 	for what, err := range map[string]error{
 		"ensure":   r.Ensure(ctxOf(t), big),

@@ -25,7 +25,7 @@ func TestReadFetchesOnceAndKeeps(t *testing.T) {
 	cs, cl, ce := o.file("/small", small), o.file("/large", large), o.file("/empty", nil)
 	dir := filepath.Join(t.TempDir(), "store")
 	s := openStore(t, Options{Dir: dir})
-	r := s.Reader(Source{"origin", o})
+	r := s.Reader(Source{Name: "origin", Origin: o})
 	for range 2 {
 		mustRead(t, r, cs, small)
 		mustRead(t, r, cl, large)
@@ -63,7 +63,7 @@ func TestReadAtBounds(t *testing.T) {
 	o := newOrigin()
 	b := random(3*chunk, 3)
 	c := o.file("/f", b)
-	f, err := openStore(t, Options{}).Reader(Source{"origin", o}).Open(ctxOf(t), c)
+	f, err := openStore(t, Options{}).Reader(Source{Name: "origin", Origin: o}).Open(ctxOf(t), c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestPartialSurvivesRestart(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	read := func(s *Store, at int64) {
 		t.Helper()
-		f, err := s.Reader(Source{"origin", o}).Open(ctxOf(t), c)
+		f, err := s.Reader(Source{Name: "origin", Origin: o}).Open(ctxOf(t), c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +137,7 @@ func TestOneFetchForManyReaders(t *testing.T) {
 	small, large := random(900, 5), random(8*chunk, 6)
 	cs, cl := o.file("/small", small), o.file("/large", large)
 	s := openStore(t, Options{})
-	r := s.Reader(Source{"origin", o})
+	r := s.Reader(Source{Name: "origin", Origin: o})
 	if _, err := r.Meta(ctxOf(t), []manifest.Digest{cl.Chunks}); err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +253,7 @@ func TestBadSources(t *testing.T) {
 			bad.spoil, bad.fail = nil, nil
 			set()
 			s := openStore(t, Options{})
-			r := s.Reader(Source{"bad", bad}, Source{"good", good})
+			r := s.Reader(Source{Name: "bad", Origin: bad}, Source{Name: "good", Origin: good})
 			mustRead(t, r, cs, small)
 			mustRead(t, r, cl, large)
 			if err := r.Ensure(ctxOf(t), cl); err != nil {
@@ -267,7 +267,7 @@ func TestBadSources(t *testing.T) {
 	t.Run("alone", func(t *testing.T) {
 		bad.spoil, bad.fail = func(b []byte) []byte { b[0] ^= 1; return b }, nil
 		book := &logbook{}
-		r := openStore(t, Options{Log: book.logger()}).Reader(Source{"bad", bad})
+		r := openStore(t, Options{Log: book.logger()}).Reader(Source{Name: "bad", Origin: bad})
 		for range 5 {
 			if _, err := readAll(t, r, cs); !errors.Is(err, manifest.ErrCorrupt) || !errors.Is(err, manifest.ErrUnavailable) {
 				t.Fatalf("corrupt from the only source: %v", err)
@@ -282,7 +282,7 @@ func TestBadSources(t *testing.T) {
 			}
 		}
 		bad.fail = func(manifest.Range) error { return manifest.ErrStale }
-		r = openStore(t, Options{}).Reader(Source{"a", newOrigin()}, Source{"b", bad})
+		r = openStore(t, Options{}).Reader(Source{Name: "a", Origin: newOrigin()}, Source{Name: "b", Origin: bad})
 		_, err := readAll(t, r, cs)
 		if !errors.Is(err, manifest.ErrStale) || errors.Is(err, manifest.ErrUnavailable) || !strings.Contains(err.Error(), "/usr/share/small") {
 			t.Errorf("stale: %v", err)
@@ -322,9 +322,9 @@ func TestDeadline(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer func() { _ = s.Close() }()
-			sources := []Source{{"frozen", frozen}}
+			sources := []Source{{Name: "frozen", Origin: frozen}}
 			if twice {
-				sources = append(sources, Source{"good", good})
+				sources = append(sources, Source{Name: "good", Origin: good})
 			}
 			r := s.Reader(sources...)
 			start := time.Now()
@@ -345,7 +345,7 @@ func TestDeadline(t *testing.T) {
 			if err := r.Ensure(t.Context(), c); !errors.Is(err, manifest.ErrUnavailable) || time.Since(start) != 0 || frozen.total() != n {
 				t.Errorf("at once again: %v after %v", err, time.Since(start))
 			}
-			time.Sleep(rest)
+			time.Sleep(restFor)
 			frozen.gate = nil
 			frozen.file("/f", b)
 			if err := r.Ensure(t.Context(), c); err != nil {
@@ -370,7 +370,7 @@ func TestClosedStore(t *testing.T) {
 	o := newOrigin()
 	c := o.file("/f", random(100, 10))
 	s := openStore(t, Options{})
-	r := s.Reader(Source{"origin", o})
+	r := s.Reader(Source{Name: "origin", Origin: o})
 	entered := make(chan struct{})
 	o.gate = func(ctx context.Context) error { close(entered); <-ctx.Done(); return ctx.Err() }
 	done := make(chan error)
@@ -392,7 +392,7 @@ func TestHostileContent(t *testing.T) {
 	b := random(3000, 11)
 	big := random(6*chunk, 12)
 	c, cb := o.file("/f", b), o.file("/big", big)
-	r := openStore(t, Options{}).Reader(Source{"origin", o})
+	r := openStore(t, Options{}).Reader(Source{Name: "origin", Origin: o})
 	other := o.file("/other", random(6*chunk, 13))
 	for name, bad := range map[string]manifest.Content{
 		"negative":       {Digest: c.Digest, Size: -1},
