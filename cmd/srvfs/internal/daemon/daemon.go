@@ -25,6 +25,7 @@ import (
 
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/rpc"
+	"srvfs/service"
 	"srvfs/store"
 )
 
@@ -56,7 +57,7 @@ type daemon struct {
 	store    *store.Store
 
 	mu       sync.Mutex
-	clients  map[rpc.Fingerprint]*rpc.Client
+	clients  map[rpc.Fingerprint]*ways
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
 	locks    map[string]chan struct{}
@@ -81,7 +82,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := Clean(ctx, o.State, o.Log); err != nil {
 		o.Log.Warn("left by an earlier daemon", "error", err)
 	}
-	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*rpc.Client{}, views: map[string]*view{}, services: map[string]*running{},
+	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{},
 		locks: map[string]chan struct{}{}, changed: make(chan struct{}, 1)}
 	if d.identity, d.sources, err = OpenSources(o.State); err != nil {
 		return err
@@ -107,6 +108,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Ready()
 	}
 	o.Log.Info("serving", "state", o.State)
+	d.work.Go(func() { service.CanLayer() }) // the first run need not wait for the trial
 	d.untilIdle(ctx)
 	end()
 	err = <-served
@@ -245,27 +247,36 @@ func OpenSources(state string) (*rpc.Identity, *rpc.Sources, error) {
 	return id, sources, err
 }
 
-// client returns the connection to a source, which all its views share.
-func (d *daemon) client(s *rpc.Source) (*rpc.Client, error) {
+// Ways are the connections to a source, which all its views share: one for what
+// somebody waits for, and one for the rest.
+type ways struct{ demand, bulk *rpc.Client }
+
+// client returns the connections to a source.
+func (d *daemon) client(s *rpc.Source) (*ways, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if c := d.clients[s.Fingerprint]; c != nil {
-		return c, nil
+	if w := d.clients[s.Fingerprint]; w != nil {
+		return w, nil
 	}
-	c, err := rpc.Dial(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline})
+	demand, err := rpc.Dial(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline})
 	if err != nil {
 		return nil, err
 	}
-	d.clients[s.Fingerprint] = c
-	return c, nil
+	bulk, err := rpc.Dial(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline})
+	if err != nil {
+		return nil, errors.Join(err, demand.Close())
+	}
+	w := &ways{demand, bulk}
+	d.clients[s.Fingerprint] = w
+	return w, nil
 }
 
 func (d *daemon) closeClients() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var errs []error
-	for _, c := range d.clients {
-		errs = append(errs, c.Close())
+	for _, w := range d.clients {
+		errs = append(errs, w.demand.Close(), w.bulk.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -64,9 +64,6 @@ func (d *daemon) load(name string) (*serviceRecord, error) {
 }
 
 func (d *daemon) save(r *serviceRecord) error {
-	if err := os.MkdirAll(d.viewDir(r.Name), 0o700); err != nil {
-		return err
-	}
 	b, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -110,7 +107,9 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 		d.Log.Warn("content that is missing can't be fetched", "service", known.Name, "error", err)
 		reader = d.store.Reader()
 	}
-	return &opened{snapshot: s, key: known.Key, reader: reader}, nil
+	o := d.opened(known.Key, reader)
+	o.snapshot = s
+	return o, nil
 }
 
 // Ran is the result of a run.
@@ -187,20 +186,59 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 	if err != nil {
 		return nil, err
 	}
-	if err := o.prepare(ctx); err != nil {
+	defer func() {
+		if err != nil {
+			o.cancel()
+		}
+	}()
+	d.stream(o)
+	if err := d.prepare(ctx, o); err != nil {
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(begin), o.describe())
-
-	start := time.Now()
-	if err := d.save(&serviceRecord{c.Name, c.Source, o.key, c.Service, o.snapshot.Sequence}); err != nil {
+	if err := os.MkdirAll(d.viewDir(c.Name), 0o700); err != nil {
 		return nil, err
 	}
+	// The start does not wait for the disk; its success does.
+	kept := make(chan error, 1)
+	d.work.Go(func() {
+		err := d.keep(o)
+		if err == nil {
+			err = d.save(&serviceRecord{c.Name, c.Source, o.key, c.Service, o.snapshot.Sequence})
+		}
+		kept <- err
+	})
 	defer func() {
 		if err != nil && known == nil { // it never ran here: nothing is left of the attempt
 			err = errors.Join(err, d.discard(context.WithoutCancel(ctx), c.Name))
 		}
 	}()
+	r, err := d.bringUp(ctx, c, o, out)
+	if keptErr := <-kept; keptErr != nil && err == nil {
+		err = errors.Join(fmt.Errorf("record of service %s: %w", c.Name, keptErr), r.Stop(context.WithoutCancel(ctx)), d.hide(context.WithoutCancel(ctx), r.view))
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	d.services[c.Name] = r
+	d.mu.Unlock()
+	d.match(o)
+	d.work.Go(func() {
+		<-r.Done()
+		if err := r.Err(); err != nil {
+			d.Log.Error("the service has ended by itself", "name", c.Name, "error", err)
+		}
+	})
+	ran := Ran{Name: c.Name, LogFile: r.State().LogFile, Ready: time.Since(begin), Fetched: int64(d.store.Stats().FetchedBytes - fetched)}
+	ran.Layered, ran.Note = service.CanLayer()
+	return ran, nil
+}
+
+// bringUp mounts the view and starts the service on it, while what it needs for
+// that streams in.
+func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, out control.Stream) (*running, error) {
+	start := time.Now()
 	layout := view_fs.Plain
 	layered, why := service.CanLayer()
 	if layered {
@@ -217,17 +255,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 	if err != nil {
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
-	r := &running{inst, v}
-	d.mu.Lock()
-	d.services[c.Name] = r
-	d.mu.Unlock()
-	d.work.Go(func() {
-		<-inst.Done()
-		if err := inst.Err(); err != nil {
-			d.Log.Error("the service has ended by itself", "name", c.Name, "error", err)
-		}
-	})
-	return Ran{Name: c.Name, LogFile: inst.State().LogFile, Ready: time.Since(begin), Fetched: int64(d.store.Stats().FetchedBytes - fetched), Layered: layered, Note: why}, nil
+	return &running{inst, v}, nil
 }
 
 func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {

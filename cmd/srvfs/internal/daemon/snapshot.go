@@ -8,7 +8,6 @@ import (
 
 	"srvfs/fs"
 	"srvfs/manifest"
-	"srvfs/rpc"
 	"srvfs/store"
 )
 
@@ -17,43 +16,59 @@ type opened struct {
 	snapshot *manifest.Snapshot
 	reader   *store.Reader
 	key      string // the source's ID, whatever name or address it was called by
+	fresh    bool   // the snapshot came from the source just now
 	offline  error  // why the source could not be asked; nil if it was
+
+	// Of everything that is done for it in the background. It ends with the view
+	// that shows it, or when there will be none.
+	background context.Context
+	cancel     context.CancelFunc
 }
 
 // patience is how long a source may take to name its newest snapshot when one
 // is stored here that can be used instead.
 const patience = 2 * time.Second
 
-// find returns the connection to a source, and its ID.
-func (d *daemon) find(ctx context.Context, source string) (c *rpc.Client, key string, err error) {
+// find returns the connections to a source, and its ID.
+func (d *daemon) find(ctx context.Context, source string) (w *ways, key string, err error) {
 	s, err := d.sources.Find(ctx, source)
 	if err != nil {
 		return nil, "", err
 	}
-	c, err = d.client(s)
-	return c, s.Fingerprint.ID(), err
+	w, err = d.client(s)
+	return w, s.Fingerprint.ID(), err
+}
+
+// read returns what reads content over these connections.
+func (d *daemon) read(source string, w *ways) *store.Reader {
+	return d.store.Reader(store.Source{Name: source, Origin: w.demand, Bulk: w.bulk})
 }
 
 // reader returns what reads content from a source.
 func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, error) {
-	c, _, err := d.find(ctx, source)
+	w, _, err := d.find(ctx, source)
 	if err != nil {
 		return nil, err
 	}
-	return d.store.Reader(store.Source{Name: source, Origin: c}), nil
+	return d.read(source, w), nil
 }
 
 // latest returns the newest snapshot of a service: the source's, or, if that
 // can't be asked, the one stored here.
-func (d *daemon) latest(ctx context.Context, source, service string) (*opened, error) {
+func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened, err error) {
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
 	}
-	c, key, err := d.find(ctx, source)
+	w, key, err := d.find(ctx, source)
 	if err != nil {
 		return nil, err
 	}
-	o := &opened{key: key, reader: d.store.Reader(store.Source{Name: source, Origin: c})}
+	o := d.opened(key, d.read(source, w))
+	defer func() {
+		if err != nil {
+			o.cancel()
+		}
+	}()
 	stored, storedErr := d.store.LoadSnapshot(key, service)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
 		d.Log.Warn("stored snapshot", "source", source, "service", service, "error", storedErr)
@@ -62,7 +77,7 @@ func (d *daemon) latest(ctx context.Context, source, service string) (*opened, e
 	if stored != nil {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
-	o.snapshot, _, o.offline = c.Snapshot(ask, service, 0)
+	o.snapshot, _, o.offline = w.demand.Snapshot(ask, service, 0)
 	cancel()
 	if o.offline != nil {
 		switch {
@@ -80,21 +95,39 @@ func (d *daemon) latest(ctx context.Context, source, service string) (*opened, e
 	if o.snapshot.Service != service {
 		return nil, fmt.Errorf("source %s answered with a snapshot of %q when asked for %q: %w", source, o.snapshot.Service, service, manifest.ErrInvalid)
 	}
-	return o, d.store.SaveSnapshot(key, o.snapshot)
+	o.fresh = true
+	return o, nil
 }
 
-// prepare brings in what the view needs at once: the root directory and the
-// pages that the profile leads through, in one batch. What is missing then is
-// fetched when it is looked up.
-func (o *opened) prepare(ctx context.Context) error {
-	want := append([]manifest.Digest{o.snapshot.Root.Digest}, o.snapshot.Metadata...)
-	if _, err := o.reader.Meta(ctx, want); err != nil {
+func (d *daemon) opened(key string, r *store.Reader) *opened {
+	o := &opened{key: key, reader: r}
+	o.background, o.cancel = context.WithCancel(d.ctx)
+	return o
+}
+
+// keep stores the snapshot if it came from the source just now.
+func (d *daemon) keep(o *opened) error {
+	if !o.fresh {
+		return nil
+	}
+	return d.store.SaveSnapshot(o.key, o.snapshot)
+}
+
+// prepare brings in the root directory, without which there is no view, and
+// begins to bring in the pages that the profile leads through, all in one batch.
+// They are fetched when they are looked up at the latest.
+func (d *daemon) prepare(ctx context.Context, o *opened) error {
+	d.work.Go(func() {
+		want := append([]manifest.Digest{o.snapshot.Root.Digest}, o.snapshot.Metadata...)
+		if _, err := o.reader.Meta(o.background, want); err != nil && o.background.Err() == nil {
+			d.Log.Warn("directories that the service will need", "service", o.snapshot.Service, "error", err)
+		}
+	})
+	if _, err := o.reader.Meta(ctx, []manifest.Digest{o.snapshot.Root.Digest}); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if _, rootErr := o.reader.Meta(ctx, want[:1]); rootErr != nil {
-			return fmt.Errorf("root directory of %s: %w", o.snapshot.Service, rootErr)
-		}
+		return fmt.Errorf("root directory of %s: %w", o.snapshot.Service, err)
 	}
 	return nil
 }
@@ -109,6 +142,29 @@ func (c content) Open(ctx context.Context, of manifest.Content) (fs.File, error)
 		return nil, err // a nil *store.File must not become a File that is not nil
 	}
 	return f, nil
+}
+
+// stream brings in what the service needs to start, in the background.
+func (d *daemon) stream(o *opened) {
+	d.work.Go(func() {
+		start, before := time.Now(), d.store.Stats().FetchedBytes
+		err := o.reader.Stream(o.background, o.snapshot)
+		switch {
+		case err != nil && o.background.Err() == nil:
+			d.Log.Warn("content is fetched one by one", "service", o.snapshot.Service, "error", err)
+		case err == nil:
+			d.Log.Info("streamed what the start needs", "service", o.snapshot.Service, "took", time.Since(start), "bytes", d.store.Stats().FetchedBytes-before)
+		}
+	})
+}
+
+// match looks for identical local files in the background.
+func (d *daemon) match(o *opened) {
+	d.work.Go(func() {
+		if err := o.reader.Match(o.background, o.snapshot); err != nil && o.background.Err() == nil {
+			d.Log.Warn("looking for identical local files", "service", o.snapshot.Service, "error", err)
+		}
+	})
 }
 
 // describe says where a snapshot came from, for a step's detail.

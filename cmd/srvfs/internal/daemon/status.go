@@ -141,6 +141,10 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 	if err != nil {
 		return nil, err
 	}
+	defer o.cancel()
+	if err := d.keep(o); err != nil {
+		return nil, err
+	}
 	out.Step("snapshot", time.Since(start), o.describe())
 	err = o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) {
 		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes})

@@ -27,7 +27,6 @@ type view struct {
 	mountpoint   string
 	service      string // the service here that it belongs to; empty for a plain one
 	since        time.Time
-	cancel       context.CancelFunc // of its background work
 }
 
 // A mountRecord is the ledger's line for one view.
@@ -159,9 +158,14 @@ func (d *daemon) checkMountpoint(path string) error {
 	return nil
 }
 
-// show mounts a view of an opened snapshot. The caller holds the mountpoint's
-// lock.
-func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string, layout view_fs.Layout, service string) (*view, error) {
+// show mounts a view of an opened snapshot, whose background work ends if that
+// fails. The caller holds the mountpoint's lock.
+func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string, layout view_fs.Layout, service string) (_ *view, err error) {
+	defer func() {
+		if err != nil {
+			o.cancel()
+		}
+	}()
 	if err := record(d.State, mountRecord{mountpoint, source, o.snapshot.Service}); err != nil {
 		return nil, err
 	}
@@ -172,19 +176,13 @@ func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string,
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(recordPath(d.State, mountpoint)))
 	}
-	background, cancel := context.WithCancel(d.ctx)
-	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now(), cancel: cancel}
+	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now()}
 	d.mu.Lock()
 	d.views[mountpoint] = v
 	d.mu.Unlock()
 	d.work.Go(func() { // somebody else may unmount it
 		<-m.Done()
 		d.forget(v)
-	})
-	d.work.Go(func() {
-		if err := o.reader.Match(background, o.snapshot); err != nil && background.Err() == nil {
-			d.Log.Warn("looking for identical local files", "service", v.name, "error", err)
-		}
 	})
 	return v, nil
 }
@@ -220,7 +218,8 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 	if err != nil {
 		return nil, err
 	}
-	if err := o.prepare(ctx); err != nil {
+	if err := errors.Join(d.keep(o), d.prepare(ctx, o)); err != nil {
+		o.cancel()
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
@@ -228,6 +227,7 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 	if _, err := d.show(ctx, o, c.Source, c.Mountpoint, view_fs.Plain, ""); err != nil {
 		return nil, err
 	}
+	d.match(o)
 	out.Step("view", time.Since(start), c.Mountpoint)
 	return nil, nil
 }
