@@ -29,6 +29,9 @@ type Config struct {
 	// Log receives the helper's own complaints, and its stack if it crashes.
 	// Nil discards them.
 	Log *os.File
+	// Helper is the process to become process 1, if one was prepared; nil: a new
+	// one. It serves once.
+	Helper *Helper
 }
 
 // A Mount is one mount inside the root, in the terms of mount(2).

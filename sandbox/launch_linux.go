@@ -1,9 +1,19 @@
 package sandbox
 
-import "syscall"
+import (
+	"encoding/gob"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"syscall"
 
-// A launcher starts stages, from a thread of its own whose working directory is
-// a procfs of the sandbox that is mounted nowhere: there it finds the program.
+	"golang.org/x/sys/unix"
+)
+
+// A launcher starts commands and stages, from a thread of its own whose working
+// directory is a procfs of the sandbox that is mounted nowhere: there it finds
+// the program.
 //
 // The stage is this very program, and if that is linked dynamically the kernel
 // looks for its loader in the root of whoever executes it. The sandbox's root
@@ -12,26 +22,28 @@ import "syscall"
 // and the stage enters the sandbox's root when it is running.
 type launcher struct {
 	root   int // the sandbox's root directory
-	orders chan launch
-}
-
-type launch struct {
-	files  []uintptr
-	result chan<- launched
-}
-
-type launched struct {
-	pid int
-	err error
+	orders chan func()
 }
 
 func (l *launcher) work() {
+	// A command has no signal blocked; what this thread has, it would inherit.
+	var none unix.Sigset_t
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 	for o := range l.orders {
-		pid, err := syscall.ForkExec("self/exe", []string{stageName}, &syscall.ProcAttr{
-			Env: helperEnv(), Files: o.files, Sys: &syscall.SysProcAttr{Setsid: true},
-		})
-		o.result <- launched{pid, err}
+		o()
 	}
+}
+
+// fork starts a program from the launcher's thread.
+func (l *launcher) fork(path string, argv []string, umask int, attr *syscall.ProcAttr) (pid int, err error) {
+	done := make(chan struct{})
+	l.orders <- func() {
+		defer close(done)
+		unix.Umask(umask)
+		pid, err = syscall.ForkExec(path, argv, attr)
+	}
+	<-done
+	return pid, err
 }
 
 // launch starts a stage. Fds are what the caller sent: standard input, output
@@ -43,8 +55,56 @@ func (l *launcher) launch(fds []int) (pid int, err error) {
 	for _, fd := range fds[callerFiles:] {
 		files = append(files, uintptr(fd))
 	}
-	result := make(chan launched)
-	l.orders <- launch{files, result}
-	r := <-result
-	return r.pid, r.err
+	return l.fork("self/exe", []string{stageName}, 0, &syscall.ProcAttr{
+		Env: helperEnv(), Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+}
+
+// execute starts a command without a stage, which costs more than many a command
+// itself. It reports false where only a stage will do: for a tracer, for a
+// filter, to search PATH, and to say what it is that does not work.
+func (l *launcher) execute(fds []int) (pid int, hello func() error, ok bool) {
+	var c order
+	// Pread, and a file that is never closed here: the stage reads it again.
+	err := gob.NewDecoder(io.NewSectionReader(preader(fds[4]), 0, maxOrder)).Decode(&c)
+	if err != nil || c.Traced || len(c.Seccomp) > 0 || len(c.Argv) == 0 || !strings.Contains(c.Argv[0], "/") || len(fds) != callerFiles+c.Extra {
+		return 0, nil, false
+	}
+	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Sys: &syscall.SysProcAttr{
+		Setsid:     true,
+		Chroot:     fmt.Sprintf("self/fd/%d", l.root),
+		Credential: &syscall.Credential{Uid: c.UID, Gid: c.GID, Groups: c.Groups},
+	}}
+	if attr.Dir == "" {
+		attr.Dir = "/"
+	}
+	for _, fd := range append(fds[:3:3], fds[callerFiles:]...) {
+		attr.Files = append(attr.Files, uintptr(fd))
+	}
+	if pid, err = l.fork(c.Argv[0], c.Argv, int(c.Umask), attr); err != nil {
+		return 0, nil, false
+	}
+	return pid, func() error { return sayReady(fds[3], pid) }, true
+}
+
+// sayReady says in the name of a command what a stage says for itself. It need
+// not have ended yet, but must not have been reaped.
+func sayReady(channel, pid int) error {
+	b, err := encode(report{Verb: verbReady, Pid: pid})
+	if err != nil {
+		return err
+	}
+	cred := unix.UnixCredentials(&unix.Ucred{Pid: int32(pid)})
+	return os.NewSyscallError("sendmsg", unix.Sendmsg(channel, b, cred, nil, 0))
+}
+
+// A preader reads a descriptor that it does not own.
+type preader int
+
+func (fd preader) ReadAt(b []byte, off int64) (n int, err error) {
+	n, err = unix.Pread(int(fd), b, off)
+	if n == 0 && err == nil {
+		err = io.EOF
+	}
+	return max(n, 0), err
 }

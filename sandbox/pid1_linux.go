@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -35,9 +36,18 @@ func runInit() int {
 		return complain("control socket: %v", err)
 	}
 	var r request
-	if _, _, err := receive(control, &r); err != nil || r.Verb != verbBuild {
+	log, _, err := receive(control, &r)
+	if errors.Is(err, io.EOF) {
+		return 0 // prepared, and not needed
+	}
+	if err != nil || r.Verb != verbBuild {
 		return complain("no layout (%v)", err)
 	}
+	if len(log) > 0 {
+		_ = unix.Dup3(log[0], 2, 0)
+		closeAll(log)
+	}
+	heedSignals()
 	p := &pid1{control: control, children: make(map[int]uint64)}
 
 	// Signals that processes inside may send to their process 1 must not end
@@ -123,14 +133,18 @@ func (p *pid1) serve(in incoming) {
 	}
 }
 
-// start starts the stage that becomes the command. Its standard descriptors and
-// those that it needs come from the caller, in order.
+// start starts a command, or the stage that becomes it. Its standard descriptors
+// and those that it needs come from the caller, in order.
 func (p *pid1) start(id uint64, fds []int) error {
 	if len(fds) < callerFiles {
 		return fmt.Errorf("%d descriptors instead of %d", len(fds), callerFiles)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if pid, hello, ok := p.stages.execute(fds); ok {
+		p.children[pid] = id
+		return hello()
+	}
 	pid, err := p.stages.launch(fds)
 	if err != nil {
 		return err

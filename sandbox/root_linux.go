@@ -16,7 +16,7 @@ import (
 // now a procfs of the sandbox that is mounted nowhere: there process 1 can look
 // at its processes even if the root has no /proc.
 func (l *layout) build() (*launcher, *fault) {
-	launches := &launcher{orders: make(chan launch)}
+	launches := &launcher{orders: make(chan func())}
 	done := make(chan *fault)
 	var root, proc int
 	go func() {

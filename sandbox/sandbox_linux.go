@@ -20,6 +20,7 @@ type Sandbox struct {
 	control *net.UnixConn
 	netns   *os.File // its network namespace
 	newNet  bool
+	ready   chan error // gets one answer: the root stands, or why not
 	done    chan struct{}
 	work    sync.WaitGroup
 
@@ -43,11 +44,27 @@ func Start(ctx context.Context, c Config) (*Sandbox, error) {
 }
 
 func start(ctx context.Context, c Config) (*Sandbox, error) {
-	if name := os.Args[0]; name == initName || name == stageName {
-		return nil, errors.New("this is a helper that ran on into the program: main, or TestMain, must call sandbox.Init first")
-	}
 	if err := c.validate(); err != nil {
 		return nil, err
+	}
+	s := c.Helper.take(c.NewNet)
+	if s == nil {
+		var err error
+		if s, err = spawn(c.NewNet); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.build(ctx, c); err != nil {
+		s.kill()
+		return nil, err
+	}
+	return s, nil
+}
+
+// spawn starts process 1, which then waits for its layout.
+func spawn(newNet bool) (*Sandbox, error) {
+	if name := os.Args[0]; name == initName || name == stageName {
+		return nil, errors.New("this is a helper that ran on into the program: main, or TestMain, must call sandbox.Init first")
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -60,16 +77,13 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 	}
 	defer func() { _ = theirs.Close() }()
 	s := &Sandbox{
-		control: ours, newNet: c.NewNet, done: make(chan struct{}),
+		control: ours, newNet: newNet, done: make(chan struct{}), ready: make(chan error, 1),
 		processes: make(map[uint64]*Process), answers: make(map[uint64]chan report),
 	}
 	s.init = &exec.Cmd{
 		Path: "/proc/self/exe", Args: []string{initName}, Env: helperEnv(), Dir: "/",
-		Stdin: null, Stdout: null, Stderr: c.Log, ExtraFiles: []*os.File{theirs},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Cloneflags: cloneFlags(c.NewNet)},
-	}
-	if c.Log == nil {
-		s.init.Stderr = null
+		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{theirs},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Cloneflags: cloneFlags(newNet)},
 	}
 	if err := s.init.Start(); err != nil {
 		_ = ours.Close()
@@ -78,26 +92,28 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 		}
 		return nil, fmt.Errorf("new namespaces: %w", err)
 	}
-	_ = theirs.Close()
-	ready := make(chan error, 1)
-	go s.attend(ready)
-	if err := send(ours, request{Verb: verbBuild, Layout: layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet}}); err != nil {
-		s.kill()
-		return nil, err
+	go s.attend()
+	return s, nil
+}
+
+// build has process 1 build the root, and waits for it.
+func (s *Sandbox) build(ctx context.Context, c Config) (err error) {
+	var log []int
+	if c.Log != nil {
+		log = []int{int(c.Log.Fd())}
+	}
+	if err := send(s.control, request{Verb: verbBuild, Layout: layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet}}, log...); err != nil {
+		return err
 	}
 	select {
-	case err = <-ready:
+	case err = <-s.ready:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
-	if err == nil {
-		err = s.openNet()
-	}
 	if err != nil {
-		s.kill()
-		return nil, err
+		return err
 	}
-	return s, nil
+	return s.openNet()
 }
 
 func cloneFlags(newNet bool) uintptr {
@@ -110,7 +126,7 @@ func cloneFlags(newNet bool) uintptr {
 
 // attend reads what process 1 reports, then waits for its end. The kernel lets
 // process 1 end only after all other processes of its namespace have.
-func (s *Sandbox) attend(ready chan<- error) {
+func (s *Sandbox) attend() {
 	for {
 		var r report
 		fds, _, err := receive(s.control, &r)
@@ -121,9 +137,9 @@ func (s *Sandbox) attend(ready chan<- error) {
 		switch r.Verb {
 		case verbBuild:
 			if r.Fault != nil {
-				ready <- r.Fault
+				s.ready <- r.Fault
 			} else {
-				ready <- nil
+				s.ready <- nil
 			}
 		case verbAdopt:
 			s.mu.Lock()
@@ -139,7 +155,7 @@ func (s *Sandbox) attend(ready chan<- error) {
 	_ = s.init.Process.Kill()
 	_ = s.init.Wait() // it was killed, or has ended: its state says how
 	select {
-	case ready <- fmt.Errorf("the helper ended before the root stood (%v); does main call sandbox.Init first?", s.init.ProcessState):
+	case s.ready <- fmt.Errorf("the helper ended before the root stood (%v); does main call sandbox.Init first?", s.init.ProcessState):
 	default: // Start has its answer
 	}
 	s.finish()

@@ -154,6 +154,19 @@ func resetSignals() {
 	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &none, nil)
 }
 
+// heedSignals gives those signals their default action that the caller ignores:
+// commands that process 1 executes itself would ignore them too.
+func heedSignals() {
+	const ignored = 1 // SIG_IGN
+	for sig := uintptr(1); sig <= 64; sig++ {
+		var now, def sigaction
+		_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&now)), 8, 0, 0)
+		if errno == 0 && now.handler == ignored {
+			_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&def)), 0, 8, 0, 0)
+		}
+	}
+}
+
 func installFilter(filter []unix.SockFilter) *fault {
 	if len(filter) == 0 {
 		return nil
