@@ -17,8 +17,12 @@ const privateEnv = "SRVFS_WORLD_PRIVATE"
 
 // Private makes the program go on in a mount namespace of its own, so that
 // whatever it mounts vanishes with it, however it ends. Call it at the
-// beginning of main or TestMain, after sandbox.Init.
+// beginning of main or TestMain, after sandbox.Init: the process of a wire is
+// this program too, and goes no further.
 func Private() {
+	if os.Args[0] == linkName {
+		carry()
+	}
 	if os.Getenv(privateEnv) != "" {
 		err := os.Unsetenv(privateEnv)
 		if err == nil {

@@ -39,8 +39,7 @@ func (w Wire) String() string {
 // What TCP has learnt of the old one is forgotten.
 func (h *Host) SetWire(ctx context.Context, w Wire) error {
 	if h.link != nil && w != (Wire{}) {
-		h.link.set(w)
-		return nil
+		return h.link.set(w)
 	}
 	if err := h.unplug(ctx); err != nil {
 		return err
@@ -62,11 +61,11 @@ func (h *Host) plug(ctx context.Context, w Wire) error {
 			return err
 		}
 		outer, err := openTAP(h.bridge, port)
-		if err == nil {
-			h.link, err = newLink(inner, outer, w)
-		}
 		if err != nil {
-			return errors.Join(err, unix.Close(inner))
+			return errors.Join(err, inner.Close())
+		}
+		if h.link, err = newLink(inner, outer, w); err != nil {
+			return err
 		}
 		if err := h.ip(ctx, "link set eth0 address "+card); err != nil {
 			return err
