@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"math"
 	"os"
 	"path/filepath"
@@ -25,8 +26,8 @@ const (
 	// fillChunks is the same for filling a file: 2 MiB.
 	fillChunks = 8
 	// fillStreams requests of fillChunks in flight fill a wire of 1 Gbit/s at
-	// 50 ms (6 MiB).
-	fillStreams = 4
+	// 50 ms, which holds 6 MiB, also while the next is on its way to the source.
+	fillStreams = 6
 )
 
 type chunkState uint8
@@ -49,6 +50,10 @@ type partial struct {
 	refs int      // guarded by s.mu; at 0 it is closed and forgotten
 
 	finishing sync.Mutex // one at a time hashes the whole
+
+	summing sync.Mutex // guards sum and summed; taken before mu
+	sum     hash.Hash  // of the first summed chunks; nil: of none
+	summed  int64
 
 	mu       sync.Mutex
 	marks    *os.File
@@ -386,6 +391,11 @@ func (p *partial) run(ctx context.Context, h *haul) {
 // end takes a haul off the list.
 func (p *partial) end(h *haul, err error) {
 	h.cancel()
+	if h.by.background && err == nil {
+		off, n := p.span(h.from, h.to)
+		// So that the flush at the end finds little left. It is only a hint.
+		_ = unix.SyncFileRange(int(p.file.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.over, h.err = true, err
@@ -472,10 +482,18 @@ func (p *partial) accept(i int64, data []byte) error {
 	}
 	p.s.stats.fetchedChunks.add(1)
 	p.s.stats.fetchedBytes.add(int64(len(data)))
+	return p.keep(i, data)
+}
+
+// keep notes that chunk i is in the file and is data.
+func (p *partial) keep(i int64, data []byte) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	err := p.mark(i, chunkVerified)
 	p.notify()
+	p.mu.Unlock()
+	p.sumUp(i, data)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.verified == int64(len(p.state)) && !p.whole {
 		p.retain()
 		if !p.s.flights.spawn(func() { p.conclude(); p.release() }) {

@@ -47,7 +47,7 @@ func (c *wireConn) carry() {
 	for {
 		buf := make([]byte, 16<<10)
 		n, err := c.Conn.Read(buf)
-		if now := time.Now(); free.Before(now) {
+		if now := time.Now(); now.Sub(free) > 10*time.Millisecond { // less is a sleep that was too long
 			free = now
 		}
 		free = free.Add(time.Duration(float64(n) / c.wire.rate * 1e9))
