@@ -30,9 +30,11 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 		p.mu.Lock()
 		kept := mine[:0]
 		var failed error
+		var coming int64 // chunks
 		for _, h := range mine {
 			if !h.over {
 				kept = append(kept, h)
+				coming += h.to - h.from
 			} else if h.waiters--; h.err != nil {
 				failed = h.err
 			}
@@ -46,7 +48,7 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 			next++
 		}
 		i := next
-		for i < int64(len(p.state)) && !p.whole && p.state[i] != chunkMissing && p.state[i] != chunkClaimed {
+		for i < int64(len(p.state)) && !p.whole && (p.state[i] == chunkComing || p.state[i] == chunkVerified) {
 			i++
 		}
 		switch end := int64(len(p.state)); {
@@ -62,7 +64,13 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 				return err
 			}
 			continue
-		case i < end && len(mine) < fillStreams:
+		case i < end && p.state[i] == chunkOlder:
+			p.mu.Unlock()
+			if err := p.borrow(i); err != nil {
+				return err
+			}
+			continue
+		case i < end && len(mine) < fillRequests && coming <= (fillStreams-1)*fillChunks:
 			h := p.send(by, i, min(end, i+fillChunks))
 			if h == nil {
 				p.mu.Unlock()
