@@ -139,16 +139,23 @@ type batchWriter struct {
 	send func(*srvfspb.Batch) error
 	pk   packer
 
-	mu    sync.Mutex
-	msg   srvfspb.Batch
-	items []*srvfspb.Item // flushItems of them, used again and again
-	buf   []byte          // what the items' data points to
+	mu  sync.Mutex
+	msg srvfspb.Batch
+	*batchMemory
 	timer *time.Timer
 	err   error // of a send; sticky
 }
 
+// A batchMemory is what a batch is gathered in; the next batch uses it again.
+type batchMemory struct {
+	items []*srvfspb.Item // up to flushItems of them
+	buf   []byte          // what the items' data points to
+}
+
+var batchMemories = sync.Pool{New: func() any { return &batchMemory{buf: make([]byte, 0, flushSize+pieceSize)} }}
+
 func newBatchWriter(send func(*srvfspb.Batch) error) *batchWriter {
-	w := &batchWriter{send: send}
+	w := &batchWriter{send: send, batchMemory: batchMemories.Get().(*batchMemory)}
 	w.timer = time.AfterFunc(flushAfter, func() { _ = w.flush() }) // the error stays in w.err
 	return w
 }
@@ -158,7 +165,9 @@ func (w *batchWriter) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer.Stop()
-	w.msg.Items = nil
+	w.msg.Items, w.buf = nil, w.buf[:0]
+	batchMemories.Put(w.batchMemory)
+	w.batchMemory = &batchMemory{} // a flush that the timer has begun finds nothing
 }
 
 // add is the yield of a FetchBatch.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,6 +53,37 @@ func BenchmarkEnsureSmall(b *testing.B) {
 			}
 		}
 		b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*len(cs)), "us/file")
+	})
+}
+
+// BenchmarkAcceptSmall verifies and keeps one file of 4 KiB after the other;
+// plain writes them to a folder.
+func BenchmarkAcceptSmall(b *testing.B) {
+	data := random(4<<10, 95)
+	next := func(i int) []byte { // another file each time
+		binary.LittleEndian.PutUint64(data, uint64(i))
+		return data
+	}
+	b.Run("store", func(b *testing.B) {
+		s := openStore(b, Options{})
+		b.SetBytes(int64(len(data)))
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			file := next(i)
+			if err := s.acceptSmall(manifest.Content{Digest: manifest.Sum(file), Size: int64(len(file)), Path: "/f"}, file); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("plain", func(b *testing.B) {
+		dir := b.TempDir()
+		b.SetBytes(int64(len(data)))
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprint(i)), next(i), 0o444); err != nil {
+				b.Fatal(err)
+			}
+		}
 	})
 }
 
