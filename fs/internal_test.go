@@ -134,3 +134,45 @@ func FuzzTable(f *testing.F) {
 		}
 	})
 }
+
+// What it costs to take a directory of 256 names into the table, and to find one.
+func BenchmarkTable(b *testing.B) {
+	entries := make([]manifest.Entry, 256)
+	for i := range entries {
+		entries[i] = manifest.Entry{Name: fmt.Sprintf("file-%05d.txt", i), Type: manifest.File, Mode: 0o644, Links: 1, Size: 5, Digest: manifest.Sum([]byte{byte(i)})}
+	}
+	b.Run("add", func(b *testing.B) {
+		b.ReportAllocs()
+		tab := newTable(maxNodes)
+		defer func() { tab.release() }()
+		for b.Loop() {
+			if tab.used > 4<<20 {
+				tab.release()
+				tab = newTable(maxNodes)
+			}
+			if _, err := tab.add(0, entries); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("find", func(b *testing.B) {
+		b.ReportAllocs()
+		tab := newTable(1 << 20)
+		defer tab.release()
+		if _, err := tab.add(0, []manifest.Entry{{Type: manifest.Dir, Links: 2}}); err != nil {
+			b.Fatal(err)
+		}
+		first, err := tab.add(0, entries)
+		if err != nil {
+			b.Fatal(err)
+		}
+		tab.at(0).setChildren(first, uint32(len(entries)))
+		i := 0
+		for b.Loop() {
+			if _, found := tab.find(tab.at(0), entries[i&255].Name); !found {
+				b.Fatal("not found")
+			}
+			i++
+		}
+	})
+}

@@ -66,7 +66,6 @@ const (
 // name, and the parts.
 func appendRecord(b []byte, e *manifest.Entry, parts uint8) []byte {
 	b = append(append(b, byte(len(e.Name))), e.Name...)
-	str := func(s string) { b = append(binary.AppendUvarint(b, uint64(len(s))), s...) }
 	if parts&partLinks != 0 {
 		b = binary.AppendUvarint(b, uint64(e.Links))
 	}
@@ -74,16 +73,19 @@ func appendRecord(b []byte, e *manifest.Entry, parts uint8) []byte {
 		b = append(b, e.Chunks[:]...)
 	}
 	if parts&partTarget != 0 {
-		str(e.Target)
+		b = appendString(b, e.Target)
 	}
 	if parts&partXattrs != 0 {
 		b = binary.AppendUvarint(b, uint64(len(e.Xattrs)))
 		for _, x := range e.Xattrs {
-			str(x.Name)
-			str(x.Value)
+			b = appendString(appendString(b, x.Name), x.Value)
 		}
 	}
 	return b
+}
+
+func appendString(b []byte, s string) []byte {
+	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
 }
 
 // partsOf says what the record of e has to hold.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,10 +93,23 @@ func TestParallelFirstOpens(t *testing.T) {
 			write(t, fmt.Sprintf("%s/f%d", dir, i), fmt.Sprint("content ", i))
 		}
 	})
+	// Each waits at the gate until all are there: it opens for 64 at a time, or not
+	// before they give up.
+	all := make(chan struct{})
+	var there atomic.Int64
 	w.source.SetHook(func(ctx context.Context, c fstest.Call) error {
-		if c.Op == "ensure" {
-			time.Sleep(each) // the wire
+		if c.Op != "ensure" {
+			return nil
 		}
+		if there.Add(1) == n {
+			close(all)
+		}
+		select {
+		case <-all:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		time.Sleep(each) // the wire
 		return nil
 	})
 	w.mount(fs.Options{Layout: fs.Layers})

@@ -38,6 +38,7 @@ type table struct {
 	used     uint32
 	nodes    atomic.Pointer[[]*[blockNodes]node]
 	arena    atomic.Pointer[[][]byte]
+	scratch  []byte // a record that is being made
 	free     []byte // what is left of the arena's last block
 	classes  atomic.Pointer[[]class]
 	index    map[class]uint32
@@ -174,7 +175,8 @@ func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) er
 		}
 	}
 	n.class = t.classOf(c)
-	rec := appendRecord(nil, e, c.parts)
+	t.scratch = appendRecord(t.scratch[:0], e, c.parts)
+	rec := t.scratch
 	if e.Link != 0 {
 		one, seen := t.links[e.Link]
 		if !seen {
@@ -214,8 +216,8 @@ func (t *table) slotFor(s slot) (*node, error) {
 			return nil, err
 		}
 		// Readers have the old slice: its elements stay, its length too.
-		blocks = append(blocks, (*[blockNodes]node)(unsafe.Pointer(&b[0])))
-		t.nodes.Store(&blocks)
+		more := append(blocks, (*[blockNodes]node)(unsafe.Pointer(&b[0])))
+		t.nodes.Store(&more)
 	}
 	return t.at(s), nil
 }
@@ -234,9 +236,9 @@ func (t *table) store(rec []byte) (uint32, error) {
 		if err != nil {
 			return 0, err
 		}
-		blocks = append(blocks, b)
-		t.arena.Store(&blocks)
-		t.free = b
+		more := append(blocks, b)
+		t.arena.Store(&more)
+		blocks, t.free = more, b
 	}
 	last := blocks[len(blocks)-1]
 	off := len(last) - len(t.free)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -77,6 +78,27 @@ func (l Layers) check() error {
 		}
 	}
 	return nil
+}
+
+// withoutContent returns a file in an upper whose content is in the data-only
+// layers of the root that it was written in: its attributes were changed there.
+// Over other layers it would be empty. Whiteouts and the like lose nothing.
+func withoutContent(upper string) (found string, err error) {
+	err = filepath.WalkDir(upper, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		_, err = unix.Lgetxattr(path, "trusted.overlay.metacopy", nil)
+		switch {
+		case errors.Is(err, unix.ENODATA):
+			return nil
+		case err != nil:
+			return fmt.Errorf("attributes of %s: %w", path, err)
+		}
+		found = path
+		return fs.SkipAll
+	})
+	return found, err
 }
 
 // CanLayer reports whether this kernel has data-only overlay layers (Linux 6.5

@@ -287,6 +287,15 @@ func (i *Instance) prepareUpper(old *record) error {
 	if len(names) > 0 && old.Root != "" && old.Root != root {
 		return fmt.Errorf("what the service wrote (%s) stands over snapshot %d, not %d: start that one, or hand back or remove what was written: %w", i.dir.in(upperName), old.Sequence, i.o.Snapshot.Sequence, manifest.ErrStale)
 	}
+	if len(names) > 0 && old.Layered && !i.o.layered() {
+		file, err := withoutContent(i.dir.in(upperName))
+		if err != nil {
+			return err
+		}
+		if file != "" {
+			return fmt.Errorf("of %s only the attributes were written, in a root whose content the kernel served; served by the view it would have none: start it as it was (--reads kernel), or remove what was written: %w", file, manifest.ErrStale)
+		}
+	}
 	return nil
 }
 

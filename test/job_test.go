@@ -136,6 +136,31 @@ func TestPinsOutliveThePackages(t *testing.T) {
 	s.fails(s.standby, 9, "libpcre2", "srvfs run web")
 }
 
+// Where the kernel has no data-only layers the view serves the content of the
+// root too; the status says so.
+func TestReadsByTheView(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.captured()
+	s.paired()
+	web := s.source.Addr + "/web"
+	s.fails(s.standby, 2, "--reads", "srvfs run --reads nobody "+web)
+	for _, reads := range []string{"view", "kernel"} {
+		s.on(s.standby, "srvfs run --reads "+reads+" "+web)
+		if got := s.get(s.standby, "/"); got != page {
+			t.Errorf("%s: the standby serves %q", reads, got)
+		}
+		st := s.status("web")
+		if st.Reads != reads || (reads == "view") != (st.Upcalls["read"] > 0) {
+			t.Errorf("status says that reads are served by %q, after %d upcalls; want %q", st.Reads, st.Upcalls["read"], reads)
+		}
+		if text := s.on(s.standby, "srvfs status web"); !strings.Contains(text, "served by the "+reads) {
+			t.Errorf("status: %s", text)
+		}
+		s.on(s.standby, "srvfs stop web")
+		s.await("the end of the daemon", func() bool { return !s.runs(s.standby, "srvfs") })
+	}
+}
+
 // mount(8) and a line in fstab work through the mount helper.
 func TestMountHelper(t *testing.T) {
 	s := newSite(t, world.StandbyRoot)

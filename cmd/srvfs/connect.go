@@ -64,7 +64,7 @@ func (p *program) startDaemon(ctx context.Context) error {
 		return err
 	}
 	// Not CommandContext: the daemon outlives this command.
-	cmd := exec.Command(self, "daemon", "--on-demand", "--state", p.state, "--host-root", p.hostRoot, "--deadline", p.deadline.String())
+	cmd := exec.Command(self, "daemon", "--on-demand", "--state", p.state, "--host-root", p.hostRoot, "--deadline", p.deadline.String(), "--reads", p.reads)
 	cmd.Args[0] = "srvfs"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log

@@ -52,7 +52,7 @@ after it has stopped the services and unmounted the views.
 				pipe = os.NewFile(3, "ready")
 			}
 			err := daemon.Run(c.Context(), daemon.Options{
-				State: p.state, HostRoot: p.hostRoot, Deadline: p.deadline, Stay: !onDemand, Log: log,
+				State: p.state, HostRoot: p.hostRoot, Deadline: p.deadline, Reads: p.reads, Stay: !onDemand, Log: log,
 				Ready: func() { daemon.NotifyReady(p.state, pipe, log) },
 			})
 			if pipe != nil && err != nil {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/daemon"
 )
 
 // DefaultState is the standby's state folder.
@@ -19,6 +20,7 @@ type program struct {
 	state    string
 	hostRoot string
 	deadline time.Duration
+	reads    string
 }
 
 func newRoot() *cobra.Command {
@@ -38,6 +40,7 @@ mount, and with prefetch it needs the source no more.`,
 	f.StringVar(&p.state, "state", defaultState, "folder of keys, sources, store and services")
 	f.StringVar(&p.hostRoot, "host-root", "/", "where identical local files are looked for; \"\" for nowhere (read when the daemon starts)")
 	f.DurationVar(&p.deadline, "deadline", 10*time.Second, "how long a read may wait for its source (read when the daemon starts)")
+	f.StringVar(&p.reads, "reads", daemon.ReadsAuto, "who serves the content of a service's root: kernel, view, or auto (read when the daemon starts)")
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return p.check(c) }
 	root.AddCommand(p.pairCmd(), p.listCmd(), p.mountCmd(), p.umountCmd(), p.runCmd(), p.stopCmd(), p.removeCmd(), p.prefetchCmd(), p.statusCmd(), p.daemonCmd())
 	return root
@@ -55,6 +58,9 @@ func (p *program) check(c *cobra.Command) error {
 	p.state = abs
 	if p.hostRoot != "" && !filepath.IsAbs(p.hostRoot) {
 		return cli.UsageError(c, "--host-root %q is not an absolute path", p.hostRoot)
+	}
+	if p.reads != daemon.ReadsAuto && p.reads != daemon.ReadsKernel && p.reads != daemon.ReadsView {
+		return cli.UsageError(c, "--reads %q is none of kernel, view and auto", p.reads)
 	}
 	if p.deadline < 100*time.Millisecond {
 		return cli.UsageError(c, "--deadline %v is too short: a tenth of a second is the least", p.deadline)

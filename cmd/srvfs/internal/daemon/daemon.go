@@ -34,12 +34,22 @@ type Options struct {
 	State    string        // its folder, absolute
 	HostRoot string        // where identical local files are looked for; empty: nowhere
 	Deadline time.Duration // of a fetch without progress; 0: store.DefaultDeadline
+	// Reads says who serves the content of a service's root: ReadsAuto, ReadsKernel
+	// or ReadsView; empty is ReadsAuto.
+	Reads string
 	// Stay keeps the daemon when it holds no view and no service. Otherwise it
 	// ends soon after the last call.
 	Stay  bool
 	Log   *slog.Logger
 	Ready func() // called once, when it answers calls
 }
+
+// Who serves the content of a service's root.
+const (
+	ReadsAuto   = "auto"   // the kernel if it can, else the view
+	ReadsKernel = "kernel" // the kernel, by data-only overlay layers, or nobody
+	ReadsView   = "view"   // the view, as before Linux 6.5
+)
 
 // linger is how long a daemon that holds nothing waits for another call.
 const linger = 500 * time.Millisecond

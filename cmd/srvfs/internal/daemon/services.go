@@ -231,7 +231,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		}
 	})
 	ran := Ran{Name: c.Name, LogFile: r.State().LogFile, Ready: time.Since(begin), Fetched: int64(d.store.Stats().FetchedBytes - fetched)}
-	ran.Layered, ran.Note = service.CanLayer()
+	ran.Layered, ran.Note, _ = d.layered()
 	return ran, nil
 }
 
@@ -240,7 +240,10 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, out control.Stream) (*running, error) {
 	start := time.Now()
 	layout := view_fs.Plain
-	layered, why := service.CanLayer()
+	layered, why, err := d.layered()
+	if err != nil {
+		return nil, err
+	}
 	if layered {
 		layout = view_fs.Layers
 	} else {
@@ -256,6 +259,18 @@ func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, out con
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
 	return &running{inst, v}, nil
+}
+
+// layered reports whether the kernel serves content, and if not, why.
+func (d *daemon) layered() (bool, string, error) {
+	if d.Reads == ReadsView {
+		return false, "--reads view", nil
+	}
+	ok, why := service.CanLayer()
+	if !ok && d.Reads == ReadsKernel {
+		return false, why, fmt.Errorf("--reads kernel: this kernel has no data-only overlay layers (%s); --reads auto goes without", why)
+	}
+	return ok, why, nil
 }
 
 func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {
