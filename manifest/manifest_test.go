@@ -270,18 +270,49 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
+// A snapshot has the second format only if a reader of the first would misread
+// it.
+func TestSnapshotFormats(t *testing.T) {
+	s := sampleSnapshot()
+	first, err := s.Encode()
+	if err != nil || !bytes.HasPrefix(first, []byte("srvfs snapshot 1\n")) {
+		t.Fatalf("%.20q %v", first, err)
+	}
+	s.Profile[1].Fresh = true
+	second, err := s.Encode()
+	if err != nil || !bytes.HasPrefix(second, []byte("srvfs snapshot 2\n")) {
+		t.Fatalf("%.20q %v", second, err)
+	}
+	if got, err := DecodeSnapshot(second); err != nil || !reflect.DeepEqual(got, s) {
+		t.Errorf("got  %+v, %v\nwant %+v", got, err, s)
+	}
+	// Neither says what the other's bytes mean.
+	for _, b := range [][]byte{first, second} {
+		b[len(snapshotMagic)] ^= '1' ^ '2'
+		if _, err := DecodeSnapshot(b); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%.20q: got %v", b, err)
+		}
+	}
+	first[len(snapshotMagic)] = '3'
+	if _, err := DecodeSnapshot(first); err == nil || !strings.Contains(err.Error(), "format that this version does not know") {
+		t.Errorf("a third format: %v", err)
+	}
+}
+
 func TestSnapshotRefuses(t *testing.T) {
 	for name, change := range map[string]func(*Snapshot){
-		"name leads out":    func(s *Snapshot) { s.Service = "../etc" },
-		"no sequence":       func(s *Snapshot) { s.Sequence = 0 },
-		"root is a file":    func(s *Snapshot) { s.Root = sample()[0] },
-		"profile leads out": func(s *Snapshot) { s.Profile[0].Path = "/../etc/shadow" },
-		"relative program":  func(s *Snapshot) { s.Units[0].Start[0].Argv[0] = "nginx" },
-		"no start":          func(s *Snapshot) { s.Units[0].Start = nil },
-		"pid file":          func(s *Snapshot) { s.Units[0].PIDFile = "run/../../x" },
-		"variable":          func(s *Snapshot) { s.Units[0].Env = []string{"=x"} },
-		"kind":              func(s *Snapshot) { s.Units[0].Kind = "dbus" },
-		"negative length":   func(s *Snapshot) { s.Profile[0].Off, s.Profile[0].Len = 1<<63-1, 1 },
+		"name leads out":     func(s *Snapshot) { s.Service = "../etc" },
+		"no sequence":        func(s *Snapshot) { s.Sequence = 0 },
+		"root is a file":     func(s *Snapshot) { s.Root = sample()[0] },
+		"profile leads out":  func(s *Snapshot) { s.Profile[0].Path = "/../etc/shadow" },
+		"relative program":   func(s *Snapshot) { s.Units[0].Start[0].Argv[0] = "nginx" },
+		"no start":           func(s *Snapshot) { s.Units[0].Start = nil },
+		"pid file":           func(s *Snapshot) { s.Units[0].PIDFile = "run/../../x" },
+		"variable":           func(s *Snapshot) { s.Units[0].Env = []string{"=x"} },
+		"kind":               func(s *Snapshot) { s.Units[0].Kind = "dbus" },
+		"fresh, not written": func(s *Snapshot) { s.Profile[1].Fresh, s.Profile[1].Write = true, false },
+		"fresh with content": func(s *Snapshot) { s.Profile[0].Fresh, s.Profile[0].Write = true, true },
+		"negative length":    func(s *Snapshot) { s.Profile[0].Off, s.Profile[0].Len = 1<<63-1, 1 },
 	} {
 		s := sampleSnapshot()
 		change(s)
@@ -365,8 +396,12 @@ func FuzzDecodePage(f *testing.F) {
 }
 
 func FuzzDecodeSnapshot(f *testing.F) {
-	b, _ := sampleSnapshot().Encode()
-	f.Add(b)
+	s := sampleSnapshot()
+	for _, fresh := range []bool{false, true} {
+		s.Profile[1].Fresh = fresh
+		b, _ := s.Encode()
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := DecodeSnapshot(b)
 		if err != nil {

@@ -41,6 +41,26 @@ type Touch struct {
 	Content  Digest
 	Off, Len int64
 	Write    bool // it was opened for writing
+	// Fresh: the service writes it from its beginning and does not read it, as
+	// it does a log. Its entry in the tree is empty, whatever the source has there.
+	Fresh bool
+}
+
+// The flags of a Touch in its encoding. They are those of a bool as long as no
+// touch is Fresh: then the snapshot is one of the first format.
+const (
+	touchWrite = 1 << iota
+	touchFresh
+)
+
+func (t *Touch) flags() (f uint64) {
+	if t.Write {
+		f |= touchWrite
+	}
+	if t.Fresh {
+		f |= touchFresh
+	}
+	return f
 }
 
 // A StartKind says when a unit's start command has done its work. The words
@@ -109,8 +129,20 @@ const (
 	maxTouches  = 1 << 20
 )
 
-// snapshotMagic begins every encoded snapshot; its last digit is the format.
-const snapshotMagic = "srvfs snapshot 1\n"
+// snapshotMagic begins every encoded snapshot, without its format, 1 or 2, and
+// the end of the line. A snapshot has the second format if a touch of its profile
+// is Fresh, which a reader of the first would not understand.
+const snapshotMagic = "srvfs snapshot "
+
+// format returns the format that the snapshot is encoded in.
+func (s *Snapshot) format() string {
+	for i := range s.Profile {
+		if s.Profile[i].Fresh {
+			return "2\n"
+		}
+	}
+	return "1\n"
+}
 
 // ValidService reports whether s can name a service: it becomes a file name
 // and a part of HOST/SERVICE on command lines.
@@ -133,7 +165,7 @@ func (s *Snapshot) Encode() ([]byte, error) {
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
-	w := encoder{b: []byte(snapshotMagic)}
+	w := encoder{b: []byte(snapshotMagic + s.format())}
 	w.string(s.Service)
 	w.uint(s.Sequence)
 	w.int(s.Created)
@@ -153,7 +185,7 @@ func (s *Snapshot) Encode() ([]byte, error) {
 		w.digest(t.Content)
 		w.uint(uint64(t.Off))
 		w.uint(uint64(t.Len))
-		w.bool(t.Write)
+		w.uint(t.flags())
 	}
 	w.uint(uint64(len(s.Metadata)))
 	for _, d := range s.Metadata {
@@ -171,7 +203,13 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	if len(b) > MaxSnapshot {
 		r.fail("%d bytes exceed %d", len(b), MaxSnapshot)
 	}
-	if string(r.take(len(snapshotMagic))) != snapshotMagic {
+	magic := string(r.take(len(snapshotMagic) + 2))
+	most := uint64(touchWrite)
+	switch magic {
+	case snapshotMagic + "1\n":
+	case snapshotMagic + "2\n":
+		most |= touchFresh
+	default:
 		r.fail("not a snapshot, or of a format that this version does not know")
 	}
 	s := &Snapshot{Service: r.string(64, "service"), Sequence: r.uint(), Created: r.int(), Source: r.string(MaxName, "source")}
@@ -184,11 +222,16 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	s.Probes = r.strings(maxProbes, maxURL, "probes")
 	s.Profile = make([]Touch, r.count(maxTouches, 1+DigestSize+3, "touches"))
 	for i := range s.Profile {
-		s.Profile[i] = Touch{Path: r.string(MaxPath, "path"), Content: r.digest(), Off: int64(r.upTo(maxSize, "offset")), Len: int64(r.upTo(maxSize, "length")), Write: r.bool()}
+		s.Profile[i] = Touch{Path: r.string(MaxPath, "path"), Content: r.digest(), Off: int64(r.upTo(maxSize, "offset")), Len: int64(r.upTo(maxSize, "length"))}
+		flags := r.upTo(most, "flags of a touch")
+		s.Profile[i].Write, s.Profile[i].Fresh = flags&touchWrite != 0, flags&touchFresh != 0
 	}
 	s.Metadata = make([]Digest, r.count(maxTouches, DigestSize, "digests"))
 	for i := range s.Metadata {
 		s.Metadata[i] = r.digest()
+	}
+	if magic != snapshotMagic+s.format() {
+		r.fail("format 2 without a file that starts empty")
 	}
 	if err := r.finish(); err != nil {
 		return nil, err
@@ -231,6 +274,9 @@ func (s *Snapshot) validate() error {
 	for _, t := range s.Profile {
 		if !ValidPath(t.Path) || t.Off < 0 || t.Len < 0 || t.Off+t.Len < 0 {
 			return bad("profile has %d bytes at %d of %.300q", t.Len, t.Off, t.Path)
+		}
+		if t.Fresh && (!t.Write || t.Content != EmptyDigest || t.Len != 0) {
+			return bad("profile has %.300q as a file that starts empty, with content", t.Path)
 		}
 	}
 	return nil
