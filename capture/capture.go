@@ -362,7 +362,7 @@ func (c *capturing) ahead(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := cl.addTree(ctx, in, Reason{ClassUser, "--include " + p}); err != nil {
+		if err := cl.addTree(ctx, in, Reason{ClassUser, includeText + p}); err != nil {
 			return err
 		}
 	}
@@ -382,6 +382,7 @@ func (c *capturing) hashAhead(ctx context.Context) error {
 	if len(c.closure.items) > mostAhead {
 		return nil
 	}
+	c.closure.chooseFresh() // what changes all the time is not to be read
 	fresh := map[string]*item{}
 	for p, it := range c.closure.items {
 		if it.ahead {
@@ -444,6 +445,7 @@ func (c *capturing) grow(ctx context.Context) error {
 }
 
 func (c *capturing) build(ctx context.Context) (string, error) {
+	c.closure.chooseFresh()
 	t, err := build(ctx, c.hasher, c.closure.items)
 	if err != nil {
 		return "", err

@@ -32,6 +32,9 @@ type closure struct {
 	chroots map[string]*rootfs.Root // of processes that called chroot, by folder
 	rules   map[string]bool         // folders that a rule has taken
 	missing map[string]bool         // libraries that are missing on the source too, for people
+	uses    map[string]*use         // how the service used files' content
+	// answered: all that is observed from now on came after the probes were answered.
+	answered bool
 
 	programs  map[int]string    // what traced processes execute, by number
 	asked     map[string]bool   // used files of which the package is known
@@ -42,7 +45,7 @@ type closure struct {
 func newClosure(root *rootfs.Root, mounts []sourceMount, exclude []Pattern) *closure {
 	c := &closure{
 		root: root, mounts: mounts, linker: elf.New(root), exclude: exclude,
-		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, chroots: map[string]*rootfs.Root{}, programs: map[int]string{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
+		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, uses: map[string]*use{}, chroots: map[string]*rootfs.Root{}, programs: map[int]string{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
 	}
 	c.items["/"] = &item{reasons: []Reason{{ClassRule, "the root"}}}
 	for _, p := range pseudo {

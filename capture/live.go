@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -138,10 +137,6 @@ func (e *liveEdition) close() error {
 	return e.meta.f.Close()
 }
 
-// largeIndex is the length, in bytes, of an index that is worth a collection after
-// it has been read: that of some 100,000 files.
-const largeIndex = 8 << 20
-
 // load reads the tables: once, also when it fails.
 func (e *liveEdition) load() error {
 	e.mu.Lock()
@@ -162,9 +157,6 @@ func (e *liveEdition) load() error {
 		return e.err
 	}
 	e.files, e.err = newLiveFiles(x)
-	if len(b) > largeIndex {
-		debug.FreeOSMemory() // a daemon would keep the room for what was only read once
-	}
 	return e.err
 }
 

@@ -21,6 +21,7 @@ func (c *closure) observe(accesses []trace.Access) {
 		}
 		c.observeOne(a, c.programs[a.Pid])
 	}
+	c.answered = true
 }
 
 var opWords = map[trace.Op]string{
@@ -37,9 +38,18 @@ func (c *closure) observeOne(a trace.Access, program string) {
 		text += " by " + program
 	}
 	root, prefix, p := c.rootOf(a)
-	canonical, info, ok := c.addIn(root, prefix, p, Reason{ClassTraced, text}, !a.NoFollow)
+	reason := Reason{ClassTraced, text}
+	canonical, info, ok := c.addIn(root, prefix, p, reason, !a.NoFollow)
 	if !ok {
+		if a.Op == trace.Open && a.Write {
+			if canonical, ok := c.addLog(root, prefix, p, reason); ok {
+				c.opened(canonical, a)
+			}
+		}
 		return
+	}
+	if info.Mode().IsRegular() && (a.Op == trace.Open || a.Op == trace.Exec) {
+		c.opened(canonical, a)
 	}
 	switch {
 	case info.Mode().IsRegular(), info.IsDir() && a.Op == trace.Dir && c.deep(canonical):
@@ -89,34 +99,47 @@ func (c *closure) running(s *service) {
 	}
 }
 
+const heldForWriting = "held open for writing"
+
 func (c *closure) runningProcess(pid int) {
 	f, err := proc.InspectIn(c.root, pid)
 	if err != nil {
 		return // it has ended meanwhile
 	}
-	add := func(p, what string, dir bool) {
+	add := func(p, what string, dir bool) (file string) {
 		if p == "" {
-			return
+			return ""
 		}
 		r := Reason{ClassTraced, fmt.Sprintf("%s by the running instance (process %d, %s)", what, pid, path.Base(f.Exe))}
 		if canonical, info, ok := c.add(p, r); ok && (info.Mode().IsRegular() || dir && c.deep(canonical)) {
 			c.used[canonical] = true
+			return canonical
 		}
+		if what == heldForWriting {
+			file, _ = c.addLog(c.root, "", p, r)
+		}
+		return file
 	}
 	add(f.Exe, "executed", false)
 	for _, m := range f.Maps {
 		add(m, "mapped", false)
 	}
 	for _, fd := range f.Fds {
-		add(fd.Path, "held open", fd.Dir)
+		what := "held open"
+		if fd.Write {
+			what = heldForWriting
+		}
+		if p := add(fd.Path, what, fd.Dir); p != "" && !fd.Dir {
+			c.held(p, fd.Read, fd.Write, fd.Append)
+		}
 	}
 	add(f.Cwd, "used as working directory", true)
 }
 
 // profile returns the files that were touched, in the order of their first
-// touch, each whole, with what the kernel opens by itself after a program.
-func profile(c *closure, t *tree, accesses []trace.Access) []manifest.Touch {
-	var out []manifest.Touch
+// touch, each whole, with what the kernel opens by itself after a program, and at
+// its end all others that the service writes to.
+func profile(c *closure, t *tree, accesses []trace.Access) (out []manifest.Touch) {
 	at := map[string]int{}
 	touch := func(canonical string, write bool) {
 		if i, ok := at[canonical]; ok {
@@ -130,6 +153,13 @@ func profile(c *closure, t *tree, accesses []trace.Access) []manifest.Touch {
 		at[canonical] = len(out)
 		out = append(out, manifest.Touch{Path: canonical, Content: n.entry.Digest, Len: n.entry.Size, Write: write})
 	}
+	defer func() {
+		touchWritten(c, t, touch)
+		for i := range out {
+			n, _ := t.find(out[i].Path)
+			out[i].Fresh = out[i].Write && n.fresh()
+		}
+	}()
 	follow := func(p string) {
 		if canonical, _, err := c.root.Resolve(p); err == nil {
 			touch(canonical, false)

@@ -1,5 +1,7 @@
 package capture
 
+import "slices"
+
 // A rule brings in what no trace and no package database tells.
 type rule struct {
 	// reason completes the sentence "it is in because of ..."; `srvd why`
@@ -112,9 +114,41 @@ var secret = mustPatterns("/etc/shadow*", "/etc/gshadow*", "/etc/security/opassw
 // key is content that is listed with the secrets wherever it is.
 var key = mustPatterns("*.key", "*.keytab", "*_rsa", "*_ed25519", "*_ecdsa", "/etc/letsencrypt/archive/*/privkey*.pem")
 
-// logs are folders of which only the folders go in. Their files change all the
-// time, and nobody on the standby wants to read the source's.
+// logs are folders of which only the folders go in, and the files that the service
+// itself writes to. Their files change all the time, and nobody on the standby
+// wants to read the source's. systemd's LogsDirectory= lies there too.
 var logs = mustPatterns("/var/log")
+
+// logNames are what logs are called elsewhere.
+var logNames = mustPatterns("*.log", "*_log", "log", "logs")
+
+// startsEmpty says why the content of a file that the service writes to stays on
+// the source, so that it starts empty on the standby, with its owner, mode and
+// attributes; or "".
+//
+// What is lost by a mistake here is data, so all must agree. Nothing has read the
+// file: a service that reads a log when it starts needs it, and what could be read
+// through a descriptor counts as read. And it is a log by where it is; or it has
+// a log's name and each opening was for writing at its end. The latter alone is
+// not enough: a mailbox is appended to as well. Or the service empties it itself, before
+// it answers its probes, whatever is in it. What the administrator includes by
+// its own name keeps its content.
+func startsEmpty(p string, u *use, it *item) string {
+	switch {
+	case u.read || !u.write || slices.Contains(it.reasons, Reason{ClassUser, includeText + p}):
+		return ""
+	case matchAny(logs, p):
+		return "its content stays out: a log"
+	case !u.within && matchAny(logNames, p):
+		return "its content stays out: a log by its name, only ever appended to"
+	case u.empties:
+		return "its content stays out: the service empties it when it starts"
+	}
+	return ""
+}
+
+// includeText begins the reason of what the administrator includes.
+const includeText = "--include "
 
 // pseudo are folders that go in empty: the root has file systems of its own
 // there.

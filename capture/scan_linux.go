@@ -27,6 +27,12 @@ type node struct {
 	item  *item
 }
 
+// fresh reports whether the file starts empty on the standby. One with several
+// names keeps its content.
+func (n *node) fresh() bool {
+	return n.item != nil && n.item.fresh != "" && n.entry.Type == manifest.File && n.nlink == 1
+}
+
 // scan reads the attributes of every path in items, which must be canonical
 // and include all parents. Sockets and what has vanished are left out; a folder
 // that has vanished takes what is below it with it. The nodes come back sorted
@@ -119,6 +125,10 @@ func scanDir(root *os.File, dir string, names []string, items map[string]*item, 
 			return nil, err
 		}
 		n.item = items[p]
+		if n.fresh() {
+			// It is made anew: what changes all the time says nothing of the service.
+			n.entry.Size, n.entry.Mtime = 0, manifest.Time{}
+		}
 		if n.entry.Type == manifest.Symlink {
 			if n.entry.Target, err = os.Readlink(prefix + name); err != nil {
 				if gone(err) || errors.Is(err, unix.EINVAL) { // replaced since its stat

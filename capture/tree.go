@@ -16,7 +16,8 @@ import (
 type item struct {
 	reasons []Reason
 	secret  bool
-	ahead   bool // its digest was asked for before the set was complete
+	ahead   bool   // its digest was asked for before the set was complete
+	fresh   string // why it starts empty, or ""
 }
 
 // A tree is a finished one: nodes sorted by path, encoded pages and chunk lists.
@@ -151,6 +152,10 @@ func (t *tree) index(root string) ([]byte, error) {
 
 func (n *node) listed() Entry {
 	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret}
+	if n.fresh() {
+		e.Reasons = append(slices.Clone(e.Reasons), Reason{ClassRule, n.item.fresh})
+		slices.SortStableFunc(e.Reasons, func(a, b Reason) int { return cmp.Compare(a.Class, b.Class) })
+	}
 	if e.Type == manifest.File {
 		e.Size, e.Digest, e.Identity = n.entry.Size, n.entry.Digest, n.id
 	}

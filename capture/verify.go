@@ -51,7 +51,7 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 			return nil, err
 		}
 	}
-	var learned []string
+	learned := c.closure.chooseFresh()
 	for p := range c.closure.items {
 		if had[p] == nil {
 			learned = append(learned, p)

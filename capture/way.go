@@ -65,6 +65,11 @@ func (t *tree) lead(way []step, touches []manifest.Touch) ([]manifest.Digest, er
 			}
 		}
 	}
+	for _, touch := range touches { // those that are written to may be on nobody's way
+		if err := l.visit(touch.Path); err != nil {
+			return nil, err
+		}
+	}
 	for _, touch := range touches {
 		if n, ok := t.find(touch.Path); ok {
 			l.add(n.entry.Chunks)

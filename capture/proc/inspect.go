@@ -33,6 +33,8 @@ type Fd struct {
 	Path   string
 	Dir    bool // a directory; else a regular file
 	Write  bool // opened for writing
+	Read   bool // opened for reading
+	Append bool // every write goes to its end
 }
 
 // InspectIn reads what /proc tells of the process pid. All paths, Root too, are
@@ -187,26 +189,35 @@ func (f *Files) readFds(in *place) error {
 			continue
 		}
 		if p, ok := in.strip(link); ok && !strings.HasPrefix(p, "/proc/") {
-			f.Fds = append(f.Fds, Fd{Number: n, Path: p, Dir: info.IsDir(), Write: f.writes(e.Name())})
+			fd := Fd{Number: n, Path: p, Dir: info.IsDir()}
+			f.readFlags(&fd)
+			f.Fds = append(f.Fds, fd)
 		}
 	}
 	slices.SortFunc(f.Fds, func(a, b Fd) int { return a.Number - b.Number })
 	return nil
 }
 
-// writes reads the flags with which a descriptor was opened.
-func (f *Files) writes(fd string) bool {
-	b, err := readFile(f.Pid, "fdinfo/"+fd)
+// readFlags reads the flags with which a descriptor was opened. What can't be
+// read any more counts as opened for reading.
+func (f *Files) readFlags(fd *Fd) {
+	fd.Read = true
+	b, err := readFile(f.Pid, "fdinfo/"+strconv.Itoa(fd.Number))
 	if err != nil {
-		return false
+		return
 	}
 	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "flags:"); ok {
-			n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 64)
-			return err == nil && n&syscall.O_ACCMODE != syscall.O_RDONLY
+		v, ok := strings.CutPrefix(line, "flags:")
+		if !ok {
+			continue
 		}
+		if n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 64); err == nil {
+			fd.Write = n&syscall.O_ACCMODE != syscall.O_RDONLY
+			fd.Read = n&syscall.O_ACCMODE != syscall.O_WRONLY
+			fd.Append = n&syscall.O_APPEND != 0
+		}
+		return
 	}
-	return false
 }
 
 func links(info fs.FileInfo) uint64 {

@@ -30,8 +30,19 @@ func (o Op) String() string {
 	return fmt.Sprintf("op(%d)", uint8(o))
 }
 
+// A Mode says how a file's content was to be used by an Open: what the flags of
+// open(2) tell beyond reading or writing.
+type Mode uint8
+
+// The bits of a Mode.
+const (
+	Reads     Mode = 1 << iota // to be read, perhaps among other things
+	Appends                    // to be written at its end only
+	Truncates                  // to be emptied first
+)
+
 // An Access is the first use of a path in one way. Later uses that differ in
-// neither Path, Root, Op, Write nor NoFollow are not kept.
+// neither Path, Root, Op, Write, NoFollow nor Mode are not kept.
 type Access struct {
 	// Path is absolute in the sandbox's root, before symbolic links; see the
 	// package comment for what is cleaned. It may hold any byte but NUL.
@@ -46,6 +57,7 @@ type Access struct {
 	// NoFollow: if the last component is a symbolic link, the link itself was
 	// meant (lstat, readlink, O_NOFOLLOW, and all calls that make or remove).
 	NoFollow bool
+	Mode     Mode // of an Open
 	// Pid is the process that was first, in the caller's pid namespace.
 	Pid int
 	// Seq counts accesses from 0 in the order in which they were first seen.
@@ -124,6 +136,7 @@ type key struct {
 	path, root string
 	op         Op
 	flags      uint8
+	mode       Mode
 }
 
 // A record collects accesses and gaps from several ptrace threads.
@@ -143,9 +156,9 @@ func newRecord() *record {
 // add keeps an access if it is the first of its kind. It does not keep path,
 // and allocates nothing for an access that is known. It reports whether there
 // was room.
-func (r *record) add(path []byte, root string, op Op, write, noFollow bool, pid int) bool {
+func (r *record) add(path []byte, root string, op Op, a arg, noFollow bool, pid int) bool {
 	var flags uint8
-	if write {
+	if a.write {
 		flags |= 1
 	}
 	if noFollow {
@@ -153,16 +166,16 @@ func (r *record) add(path []byte, root string, op Op, write, noFollow bool, pid 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if _, ok := r.seen[key{string(path), root, op, flags}]; ok {
+	if _, ok := r.seen[key{string(path), root, op, flags, a.mode}]; ok {
 		return true
 	}
 	if len(r.list) >= r.limit {
 		return false
 	}
 	p := string(path)
-	r.seen[key{p, root, op, flags}] = struct{}{}
+	r.seen[key{p, root, op, flags, a.mode}] = struct{}{}
 	r.list = append(r.list, Access{
-		Path: p, Root: root, Op: op, Write: write, NoFollow: noFollow, Pid: pid, Seq: len(r.list),
+		Path: p, Root: root, Op: op, Write: a.write, NoFollow: noFollow, Mode: a.mode, Pid: pid, Seq: len(r.list),
 	})
 	return true
 }

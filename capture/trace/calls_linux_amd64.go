@@ -22,6 +22,7 @@ type arg struct {
 	flags  int    // for unless and onlyIf: index of the flags
 	mask   uint64 // and the bit that counts
 	write  bool
+	mode   Mode // of an Open
 	itself bool // an empty path names what the descriptor refers to
 }
 
@@ -48,7 +49,8 @@ func followIf(path, dir, flags int, mask uint64) arg {
 	return arg{path: path, dir: dir, last: onlyIf, flags: flags, mask: mask}
 }
 
-func (a arg) writing() arg { a.write = true; return a }
+func (a arg) writing() arg  { a.write = true; return a }
+func (a arg) as(m Mode) arg { a.mode = m; return a }
 
 func does(name string, op Op, args ...arg) call { return call{name: name, op: op, args: args} }
 
@@ -73,10 +75,10 @@ func tracedCalls() map[int]call {
 		unix.SYS_OPEN:    specially("open", Open, decodeOpen),
 		unix.SYS_OPENAT:  specially("openat", Open, decodeOpenat),
 		unix.SYS_OPENAT2: specially("openat2", Open, decodeOpenat2),
-		unix.SYS_CREAT:   does("creat", Open, follow(0, cwd).writing()),
-		unix.SYS_USELIB:  does("uselib", Open, follow(0, cwd)),
-		unix.SYS_ACCT:    does("acct", Open, follow(0, cwd).writing()),
-		unix.SYS_SWAPON:  does("swapon", Open, follow(0, cwd).writing()),
+		unix.SYS_CREAT:   does("creat", Open, follow(0, cwd).writing().as(Truncates)),
+		unix.SYS_USELIB:  does("uselib", Open, follow(0, cwd).as(Reads)),
+		unix.SYS_ACCT:    does("acct", Open, follow(0, cwd).writing().as(Appends)),
+		unix.SYS_SWAPON:  does("swapon", Open, follow(0, cwd).writing().as(Reads)),
 		unix.SYS_SWAPOFF: does("swapoff", Other, follow(0, cwd)),
 
 		unix.SYS_STAT:       does("stat", Stat, follow(0, cwd)),
@@ -111,7 +113,7 @@ func tracedCalls() map[int]call {
 		unix.SYS_SENDMSG:  specially("sendmsg", Socket, decodeSendmsg),
 		unix.SYS_SENDMMSG: specially("sendmmsg", Socket, decodeSendmmsg),
 
-		unix.SYS_TRUNCATE:  does("truncate", Open, follow(0, cwd).writing()),
+		unix.SYS_TRUNCATE:  does("truncate", Open, follow(0, cwd).writing().as(Reads)),
 		unix.SYS_MKDIR:     does("mkdir", Change, keep(0, cwd).writing()),
 		unix.SYS_MKDIRAT:   does("mkdirat", Change, keep(1, 0).writing()),
 		unix.SYS_MKNOD:     does("mknod", Change, keep(0, cwd).writing()),

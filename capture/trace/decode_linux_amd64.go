@@ -57,7 +57,7 @@ func (th *thread) usePath(k *task, name string, dir int32, raw []byte, op Op, a 
 	th.base = base
 	path, slash := join(th.joined[:0], root, base, raw)
 	th.joined = path
-	th.keep(k, path, root, op, a.write, a.last == keeps && !slash)
+	th.keep(k, path, root, op, a, a.last == keeps && !slash)
 }
 
 // each records the path arguments of an ordinary call.
@@ -98,6 +98,16 @@ func opening(flags uint64) (Op, arg) {
 	if flags&unix.O_DIRECTORY != 0 && !a.write {
 		return Dir, a
 	}
+	if flags&unix.O_ACCMODE != unix.O_WRONLY {
+		a.mode |= Reads
+	}
+	if flags&unix.O_APPEND != 0 {
+		a.mode |= Appends
+	}
+	// Where O_EXCL makes the call fail, nothing is emptied.
+	if flags&unix.O_TRUNC != 0 && flags&(unix.O_CREAT|unix.O_EXCL) != unix.O_CREAT|unix.O_EXCL {
+		a.mode |= Truncates
+	}
 	return Open, a
 }
 
@@ -134,7 +144,7 @@ func decodeOpenat2(th *thread, k *task, e *entry) {
 	}
 	path, slash := join(th.joined[:0], root, link, raw)
 	th.joined = path
-	th.keep(k, path, root, op, a.write, a.last == keeps && !slash)
+	th.keep(k, path, root, op, a, a.last == keeps && !slash)
 }
 
 func decodePivotRoot(th *thread, k *task, e *entry) {

@@ -220,8 +220,8 @@ func (th *thread) rootMoved(k *task) {
 }
 
 // keep records an access of a task.
-func (th *thread) keep(k *task, path []byte, root string, op Op, write, noFollow bool) {
-	if !th.record.add(path, root, op, write, noFollow, th.process(k)) {
+func (th *thread) keep(k *task, path []byte, root string, op Op, a arg, noFollow bool) {
+	if !th.record.add(path, root, op, a, noFollow, th.process(k)) {
 		th.gap(k, Overflow, op.String(), string(path))
 	}
 }

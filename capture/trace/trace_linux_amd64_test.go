@@ -280,15 +280,15 @@ func TestBounded(t *testing.T) {
 	r := newRecord()
 	r.limit = 3
 	for i := range 5 {
-		if ok := r.add([]byte(fmt.Sprint("/", i)), "/", Open, false, false, 1); ok != (i < 3) {
+		if ok := r.add([]byte(fmt.Sprint("/", i)), "/", Open, arg{}, false, 1); ok != (i < 3) {
 			t.Errorf("access %d: room %v", i, ok)
 		}
 	}
-	if !r.add([]byte("/1"), "/", Open, false, false, 2) || len(r.accesses()) != 3 {
+	if !r.add([]byte("/1"), "/", Open, arg{}, false, 2) || len(r.accesses()) != 3 {
 		t.Error("what is known needs no room")
 	}
 	known := []byte("/2")
-	if n := testing.AllocsPerRun(100, func() { r.add(known, "/", Open, false, false, 2) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { r.add(known, "/", Open, arg{}, false, 2) }); n != 0 {
 		t.Errorf("%v allocations for what is known", n)
 	}
 	for i := range 2 * maxGaps {
