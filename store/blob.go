@@ -28,6 +28,10 @@ func (s *Store) known(d manifest.Digest) bool {
 	return ok && s.trusted(d, k)
 }
 
+// Has reports whether the content stands in the store, verified. It costs an
+// lstat.
+func (s *Store) Has(d manifest.Digest) bool { return s.known(d) }
+
 // blobKey returns the key of what stands under d's name in blobs, whatever that
 // is: only a verified file's is ever trusted.
 func (s *Store) blobKey(d manifest.Digest) (statcache.Key, bool) {

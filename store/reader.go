@@ -132,20 +132,7 @@ func (r *Reader) part(ctx context.Context, c manifest.Content) (*partial, error)
 	if err := r.stream.Load().claimed(ctx, c.Digest); err != nil {
 		return nil, err
 	}
-	return r.store.begin(ctx, c, list)
-}
-
-// begin returns the partial of c, as partial does, with what an older version
-// of the file has.
-func (s *Store) begin(ctx context.Context, c manifest.Content, list manifest.ChunkList) (*partial, error) {
-	var before *older
-	if !s.shared(c) {
-		var err error
-		if before, err = s.older(ctx, c, list); err != nil {
-			return nil, err
-		}
-	}
-	return s.partial(c, list, before)
+	return r.store.partial(c, list)
 }
 
 func valid(c manifest.Content) error {
