@@ -23,6 +23,7 @@ const (
 	lockName  = "lock"
 	stateName = "state.json"
 	upperName = "upper"
+	newUpper  = "upper.new"
 	workName  = "work"
 	rootName  = "root"
 	runName   = "run"
@@ -126,6 +127,7 @@ type record struct {
 	Stopped  time.Time   `json:"stopped,omitzero"`  // Stop is done
 	Layered  bool        `json:"layered,omitempty"` // data-only layers
 	Mark     string      `json:"mark"`              // see newMark
+	Placed   Placed      `json:"placed,omitzero"`
 	Units    []UnitState `json:"units,omitempty"`
 }
 

@@ -45,14 +45,16 @@
 //	lock         locked while the service starts, runs, stops or is removed
 //	state.json   what was done and when; written before it is done
 //	upper/       what the service changed, as overlayfs keeps it; stays after Stop
+//	upper.new/   an upper that is being made
 //	work/        overlayfs's own
 //	root/        the mountpoint; empty when seen from the host
 //	run/         the service's /run, new at each start
 //	service.log  standard output and error of the service; service.log.1 is the
 //	             one before, when the log had grown beyond 16 MiB at a start
 //
-// Whoever starts the service may put files into upper/ before the first start;
-// an upper that is there is never removed but by [Remove], which takes the whole
+// The upper is made in one piece, by rename, with the files that were prepared
+// for it in their places ([Prepared]): a start that is killed leaves a whole one
+// or none. An upper that is there is never removed but by [Remove], which takes the whole
 // directory, whatever else lies in it. The log file is written by the service
 // directly, and so is not bounded while the service runs: a server that logs
 // much does so into files of its own.

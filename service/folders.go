@@ -18,10 +18,10 @@ import (
 )
 
 // foldersName is os.Args[0] of the copy of this program that makes folders in a
-// root.
+// root, or opens files there.
 const foldersName = "srvfs-service-folders"
 
-// A copy that makes folders has nothing else to do: it ends here, whatever
+// A copy that works in a root has nothing else to do: it ends here, whatever
 // program this package is part of.
 func init() {
 	if len(os.Args) > 0 && os.Args[0] == foldersName {
@@ -33,10 +33,11 @@ func init() {
 	}
 }
 
-// An order tells the copy what to make, on its standard input.
+// An order tells the copy what to do, on its standard input.
 type order struct {
 	Task    string // the /proc folder of a thread in the root
 	Folders []manifest.Folder
+	CopyUp  []string // files that are to be copied into the upper
 }
 
 func foldersMain() error {
@@ -54,6 +55,11 @@ func foldersMain() error {
 	for _, f := range o.Folders {
 		if err := makeFolder(f); err != nil {
 			return err
+		}
+	}
+	for _, p := range o.CopyUp {
+		if err := copyUp(p); err != nil {
+			_, _ = fmt.Fprintf(os.Stderr, "%s: %v\n", p, err)
 		}
 	}
 	return nil
@@ -83,25 +89,31 @@ func makeFolder(f manifest.Folder) error {
 	return nil
 }
 
-// makeFolders makes folders in the root of the thread with this /proc folder. They are made by
-// another process, which may wait for the view when this one must not.
+// makeFolders makes folders in the root of the thread with this /proc folder.
 func makeFolders(ctx context.Context, task string, folders []manifest.Folder) error {
-	b, err := json.Marshal(order{Task: task, Folders: folders})
+	if said, err := inRoot(ctx, order{Task: task, Folders: folders}); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("make folders in the root: %w", context.Cause(ctx))
+		}
+		return fmt.Errorf("make folders in the root: %s (%w)", lastLines(said, 1), err)
+	}
+	return nil
+}
+
+// inRoot has an order carried out by another process, which may wait for the view
+// when this one must not. It returns what that said.
+func inRoot(ctx context.Context, o order) (string, error) {
+	b, err := json.Marshal(o)
 	if err != nil {
-		return err
+		return "", err
 	}
 	var said bytes.Buffer
 	c := exec.CommandContext(ctx, "/proc/self/exe")
 	c.Args, c.Env, c.Dir = []string{foldersName}, []string{"GOMAXPROCS=1"}, "/"
 	c.Stdin, c.Stderr = bytes.NewReader(b), &said
 	c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := c.Run(); err != nil {
-		if ctx.Err() != nil {
-			return fmt.Errorf("make folders in the root: %w", context.Cause(ctx))
-		}
-		return fmt.Errorf("make folders in the root: %s (%w)", lastLines(said.String(), 1), err)
-	}
-	return nil
+	err = c.Run()
+	return said.String(), err
 }
 
 // belowRun returns where below /run a path lies. Programs know that folder by

@@ -28,7 +28,8 @@ type Instance struct {
 	helper *os.File // what the sandbox's own processes say
 	units  []*unit  // those that were begun, in order
 	probes []*probe.Probe
-	fresh  bool // the upper was made by this start
+	fresh  bool   // the upper was made by this start
+	task   string // the /proc folder of a thread in the root
 
 	abort   context.CancelCauseFunc // of the start, when a unit dies in it
 	stop    chan struct{}           // closed when Stop begins: ends are expected now
@@ -113,6 +114,7 @@ type State struct {
 	LogFile  string          `json:"log_file"`
 	Upper    string          `json:"upper"`      // the folder of what the service changed
 	UpperUse int64           `json:"upper_size"` // bytes that it takes on disk
+	Placed   Placed          `json:"placed"`     // what of it was put there before the first start
 	Layered  bool            `json:"layered"`    // the kernel serves content from the store itself
 }
 
@@ -153,7 +155,7 @@ func (i *Instance) unitStates() []UnitState {
 func (d *dir) state(r *record) State {
 	s := State{
 		Name: r.Name, Since: r.Since, Ready: r.Ready, Stopped: r.Stopped, Sequence: r.Sequence, Units: slices.Clone(r.Units),
-		LogFile: d.in(logName), Upper: d.in(upperName), Layered: r.Layered,
+		LogFile: d.in(logName), Upper: d.in(upperName), Layered: r.Layered, Placed: r.Placed,
 	}
 	s.Snapshot, _ = manifest.ParseDigest(r.Root)
 	return s

@@ -51,6 +51,10 @@ type Options struct {
 	// Env is added to the environment of every unit, KEY=value, and wins over
 	// what the unit says.
 	Env []string
+	// Prepared are files that the service will write to: they are put into the
+	// upper before the first start, so that no first write waits until overlayfs
+	// has copied one. An upper that is there already is left alone.
+	Prepared []Prepared
 	// ReadyTimeout is how long the probes may take to answer once all units
 	// have started; 30 s if zero. A unit's own start is bounded by its
 	// StartMax (90 s if zero).

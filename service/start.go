@@ -152,7 +152,7 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 	}
 	i.rec = &record{
 		Name: i.o.Name, Root: s.Root.Digest.String(), Sequence: s.Sequence, Since: time.Now(),
-		Layered: i.o.layered(), Mark: newMark(i.o.Name),
+		Layered: i.o.layered(), Mark: newMark(i.o.Name), Placed: old.Placed,
 	}
 	var err error
 	if i.rec.Owner, err = identify(os.Getpid()); err != nil {
@@ -162,7 +162,10 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 		return err
 	}
 	if i.fresh {
-		if err := makeUpper(d.in(upperName), &s.Root); err != nil {
+		if err := i.makeUpper(); err != nil {
+			return err
+		}
+		if err := d.save(i.rec); err != nil {
 			return err
 		}
 	}
@@ -218,7 +221,7 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 		return err
 	}
 	i.mu.Lock()
-	i.rec.Init = first
+	i.rec.Init, i.task = first, task
 	i.mu.Unlock()
 	if len(inRoot) > 0 {
 		return makeFolders(ctx, task, inRoot)
@@ -299,26 +302,6 @@ func (i *Instance) prepareUpper(old *record) error {
 	return nil
 }
 
-// makeUpper makes the upper. Its own attributes are those of the root that the
-// service sees.
-func makeUpper(path string, root *manifest.Entry) error {
-	if err := os.Mkdir(path, 0o700); err != nil {
-		return err
-	}
-	if err := os.Chown(path, int(root.UID), int(root.GID)); err != nil {
-		return err
-	}
-	for _, x := range root.Xattrs {
-		if manifest.ForbiddenXattr(x.Name) {
-			continue
-		}
-		if err := unix.Lsetxattr(path, x.Name, []byte(x.Value), 0); err != nil {
-			return fmt.Errorf("attribute %s of the root: %w", x.Name, err)
-		}
-	}
-	return unix.Chmod(path, root.Mode&0o7777)
-}
-
 // hostname returns the source's name for the service to see, if it can be one:
 // a mail server introduces itself by it.
 func hostname(source string) string {
@@ -377,7 +360,7 @@ func (i *Instance) undo(why error, old *record) error {
 		err = errors.Join(err, killMarked(ctx, i.rec.Mark))
 	}
 	if i.fresh {
-		err = errors.Join(err, os.RemoveAll(i.dir.in(upperName)))
+		err = errors.Join(err, os.RemoveAll(i.dir.in(upperName)), os.RemoveAll(i.dir.in(newUpper)))
 	}
 	if i.rec != nil && err == nil {
 		if old.Mark == "" {

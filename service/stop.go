@@ -45,11 +45,13 @@ func (i *Instance) Stop(ctx context.Context) error {
 // tearDown takes away everything but the upper, the log, the record and the
 // lock. It may be called again when it has failed.
 func (i *Instance) tearDown(ctx context.Context, gently bool) error {
+	i.mu.Lock()
 	select {
 	case <-i.stop:
 	default:
 		close(i.stop)
 	}
+	i.mu.Unlock()
 	if i.box != nil {
 		if gently {
 			i.stopUnits(ctx)
