@@ -27,6 +27,11 @@ the host's own packages takes nothing away; the rest is fetched. Interrupted, it
 goes on where it stopped when it is called again. Afterwards the service is
 detached: it starts with no source and no network.
 
+Of the large files that the service is known to write to, private copies are
+prepared, so that its first write does not wait for one: this takes their space a
+second time, unless the state folder's file system has reflinks. --no-prepare
+makes none and removes those there are; a service that runs here remembers it.
+
 ` + cli.Codes,
 		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that runs here"),
@@ -34,7 +39,7 @@ detached: it starts with no source and no network.
 			if err := needRoot(c); err != nil {
 				return err
 			}
-			var call control.Call
+			call := control.Call{Prepare: prepareFlag(c)}
 			if strings.Contains(args[0], "/") {
 				var err error
 				if call.Source, call.Service, err = splitSpec(c, args[0]); err != nil {
@@ -65,9 +70,13 @@ detached: it starts with no source and no network.
 				state = "not detached; see `srvfs status`"
 			}
 			_, _ = fmt.Fprintf(c.OutOrStdout(), "%s/%s: %s fetched in %s; %s\n", r.Source, r.Service, cli.Bytes(r.Fetched), cli.Took(r.Took), state)
+			if n := r.Prepared; n.Files > 0 || n.Note != "" {
+				_, _ = fmt.Fprintf(c.OutOrStdout(), "prepared for writing: %s\n", n.Describe())
+			}
 			return nil
 		},
 	}
+	addPrepareFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
 }

@@ -36,6 +36,10 @@ A service that ran here before goes on with its snapshot and with what it wrote;
 --update --discard gives that up and starts from the newest snapshot. A NAME alone starts such a
 service again. If the source can't be asked, what is stored here is used.
 
+Files that the service is known to write to, and that srvfs prefetch has prepared
+private copies of, become the service's: its first write waits for no copy.
+--no-prepare leaves them, and is remembered; --no-prepare=false takes it back.
+
 ` + cli.Codes,
 		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that ran here before"),
@@ -53,6 +57,7 @@ service again. If the source can't be asked, what is stored here is used.
 			} else {
 				return cli.UsageError(c, "--name is for HOST/SERVICE; %q has its name already", args[0])
 			}
+			call.Prepare = prepareFlag(c)
 			var out control.Stream = steps{c.OutOrStdout()}
 			if asJSON {
 				out = nil
@@ -72,8 +77,23 @@ service again. If the source can't be asked, what is stored here is used.
 	c.Flags().BoolVar(&call.Update, "update", false, "move a service that ran here before to the source's newest snapshot; needs --discard")
 	c.Flags().BoolVar(&call.Force, "discard", false, "with --update: give up what the service wrote here")
 	c.Flags().DurationVar(&call.Timeout, "timeout", 30*time.Second, "how long the probes may take to answer")
+	addPrepareFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
+}
+
+func addPrepareFlag(c *cobra.Command) {
+	c.Flags().Bool("no-prepare", false, "make no private copies of the files that the service writes to (remembered)")
+}
+
+// prepareFlag returns what --no-prepare says, or nil if it was not given.
+func prepareFlag(c *cobra.Command) *bool {
+	if !c.Flags().Changed("no-prepare") {
+		return nil
+	}
+	off, _ := c.Flags().GetBool("no-prepare")
+	on := !off
+	return &on
 }
 
 func (p *program) stopCmd() *cobra.Command {

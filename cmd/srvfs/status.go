@@ -50,15 +50,15 @@ NAME (of a service, or a mountpoint) it tells more.
 				return nil
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tDETACHED")
+			_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tDETACHED\tPREPARED")
 			for _, s := range all {
 				name := s.Name
 				if name == "" {
 					name = s.Mountpoint
 				}
 				t := s.Content
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\n", name, s.State, s.Source, s.Service, s.Sequence,
-					cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached))
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", name, s.State, s.Source, s.Service, s.Sequence,
+					cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
 			}
 			return w.Flush()
 		},
@@ -103,6 +103,10 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	line("missing", "%s, %s", cli.Count(t.Missing.Files, "file"), cli.Bytes(t.Missing.Bytes))
 	line("fetched", "%s, %s since the daemon started", cli.Count(t.Fetched.Files, "file"), cli.Bytes(t.Fetched.Bytes))
 	line("detached", "%s", yes(t.Detached))
+	line("prepared", "%s, %s: private copies of what it writes to", cli.Count(s.Prepared.Files, "file"), cli.Bytes(s.Prepared.Bytes))
+	if s.Placed.Files > 0 {
+		line("placed", "%s, %s, before its first start", cli.Count(s.Placed.Files, "file"), cli.Bytes(s.Placed.Bytes))
+	}
 	for _, u := range s.Units {
 		line("unit", "%s, main process %d", u.Name, u.PID)
 	}

@@ -25,7 +25,6 @@ type Site struct {
 	dir      string
 	world    *world.World
 	profiles string // folder for profiles, or empty
-	srvd     *sandbox.Process
 	wire     world.Wire
 	services map[string]bool
 	daemons  map[*world.Host]*sandbox.Process
@@ -94,7 +93,7 @@ func (s *Site) startSource(ctx context.Context) error {
 	if _, err := s.Source.Shell(ctx, "nginx; rsync --daemon; mkdir -p /run/sshd; /usr/sbin/sshd"); err != nil {
 		return err
 	}
-	if s.srvd, _, err = s.Source.Start(ctx, "srvd", "serve"); err != nil {
+	if _, _, err := s.Source.Start(ctx, "srvd", "serve"); err != nil {
 		return err
 	}
 	for _, port := range []string{"80", "873", "22", "7077"} {
@@ -109,9 +108,7 @@ func (s *Site) startSource(ctx context.Context) error {
 func (s *Site) close() error {
 	var errs []error
 	if s.world != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		defer cancel()
-		errs = append(errs, s.endSource(ctx), s.world.Close())
+		errs = append(errs, s.world.Close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }

@@ -36,6 +36,9 @@ type Call struct {
 	Update     bool          `json:"update,omitempty"`
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
+	// Prepare says whether files that the service writes to are prepared; nil: as
+	// it was said before.
+	Prepare *bool `json:"prepare,omitempty"`
 }
 
 // An Event is one line of the answer: exactly one field is set.

@@ -71,6 +71,7 @@ type daemon struct {
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
 	locks    map[string]chan struct{}
+	copies   map[string]*store.Copies // by folder
 
 	calls   atomic.Int64
 	changed chan struct{} // something ended: look whether the daemon is idle
@@ -93,7 +94,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Log.Warn("left by an earlier daemon", "error", err)
 	}
 	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{},
-		locks: map[string]chan struct{}{}, changed: make(chan struct{}, 1)}
+		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, changed: make(chan struct{}, 1)}
 	if d.identity, d.sources, err = OpenSources(o.State); err != nil {
 		return err
 	}

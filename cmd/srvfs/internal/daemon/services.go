@@ -18,6 +18,7 @@ import (
 	view_fs "srvfs/fs"
 	"srvfs/manifest"
 	"srvfs/service"
+	"srvfs/store"
 )
 
 // A running is one service that was started here and not yet stopped; it may
@@ -35,6 +36,8 @@ type serviceRecord struct {
 	Key      string `json:"key"`    // its ID
 	Service  string `json:"service"`
 	Sequence uint64 `json:"sequence"`
+	// NoPrepare: files that the service writes to are not prepared for it.
+	NoPrepare bool `json:"no_prepare,omitempty"`
 }
 
 // The folder of a service: its record, the mountpoint of its view, and what
@@ -196,6 +199,12 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(begin), o.describe())
+	record := &serviceRecord{Name: c.Name, Source: c.Source, Key: o.key, Service: c.Service, Sequence: o.snapshot.Sequence}
+	if c.Prepare != nil {
+		record.NoPrepare = !*c.Prepare
+	} else if known != nil {
+		record.NoPrepare = known.NoPrepare
+	}
 	if err := os.MkdirAll(d.viewDir(c.Name), 0o700); err != nil {
 		return nil, err
 	}
@@ -204,7 +213,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 	d.work.Go(func() {
 		err := d.keep(o)
 		if err == nil {
-			err = d.save(&serviceRecord{c.Name, c.Source, o.key, c.Service, o.snapshot.Sequence})
+			err = d.save(record)
 		}
 		kept <- err
 	})
@@ -213,17 +222,22 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 			err = errors.Join(err, d.discard(context.WithoutCancel(ctx), c.Name))
 		}
 	}()
-	r, err := d.bringUp(ctx, c, o, out)
+	var written []store.Written
+	r, err := d.bringUp(ctx, c, o, func() []service.Prepared {
+		written = d.written(ctx, o)
+		return d.ready(record, written)
+	}, out)
 	if keptErr := <-kept; keptErr != nil && err == nil {
 		err = errors.Join(fmt.Errorf("record of service %s: %w", c.Name, keptErr), r.Stop(context.WithoutCancel(ctx)), d.hide(context.WithoutCancel(ctx), r.view))
 	}
 	if err != nil {
+		d.prepareAgain(record, o)
 		return nil, err
 	}
 	d.mu.Lock()
 	d.services[c.Name] = r
 	d.mu.Unlock()
-	d.match(o)
+	d.match(o, func() { d.copyUpNew(record, r, written) })
 	d.work.Go(func() {
 		<-r.Done()
 		if err := r.Err(); err != nil {
@@ -237,7 +251,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 
 // bringUp mounts the view and starts the service on it, while what it needs for
 // that streams in.
-func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, out control.Stream) (*running, error) {
+func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, ready func() []service.Prepared, out control.Stream) (*running, error) {
 	start := time.Now()
 	layout := view_fs.Plain
 	layered, why, err := d.layered()
@@ -254,7 +268,7 @@ func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, out con
 		return nil, err
 	}
 	out.Step("view", time.Since(start), "")
-	inst, err := d.start(ctx, c, o, v, layered, out)
+	inst, err := d.start(ctx, c, o, v, layered, ready(), out)
 	if err != nil {
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
@@ -273,14 +287,14 @@ func (d *daemon) layered() (bool, string, error) {
 	return ok, why, nil
 }
 
-func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, out control.Stream) (*service.Instance, error) {
+func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, ready []service.Prepared, out control.Stream) (*service.Instance, error) {
 	layers := service.Layers{Tree: v.mountpoint}
 	if layered {
 		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed"), Stubs: d.stubs(ctx, c.Name, o, v)}
 	}
 	var mu sync.Mutex
 	inst, err := service.Start(ctx, service.Options{
-		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, ReadyTimeout: c.Timeout, Log: d.Log,
+		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, Prepared: ready, ReadyTimeout: c.Timeout, Log: d.Log,
 		Progress: func(step string, took time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
@@ -419,10 +433,15 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 			return 0, err
 		}
 	}
-	if d.calls.Load() > 1 {
-		return 0, nil // a prefetch may be under way; the next remove collects
+	freed, err := d.dropCopies()
+	if err != nil {
+		return 0, err
 	}
-	return d.store.Collect(ctx, keep...)
+	if d.calls.Load() > 1 {
+		return freed, nil // a prefetch may be under way; the next remove collects
+	}
+	collected, err := d.store.Collect(ctx, keep...)
+	return freed + collected, err
 }
 
 // records returns the services that are known here.

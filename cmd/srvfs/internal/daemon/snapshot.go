@@ -158,11 +158,15 @@ func (d *daemon) stream(o *opened) {
 	})
 }
 
-// match looks for identical local files in the background.
-func (d *daemon) match(o *opened) {
+// match looks for identical local files in the background, and then does what is
+// to follow, if anything.
+func (d *daemon) match(o *opened, then func()) {
 	d.work.Go(func() {
 		if err := o.reader.Match(o.background, o.snapshot); err != nil && o.background.Err() == nil {
 			d.Log.Warn("looking for identical local files", "service", o.snapshot.Service, "error", err)
+		}
+		if then != nil {
+			then()
 		}
 	})
 }

@@ -15,19 +15,23 @@ import (
 
 // A Status is one line of `srvfs status`: a service, or a plain view.
 type Status struct {
-	Name       string         `json:"name,omitempty"` // of a service; empty for a plain view
-	Source     string         `json:"source"`
-	Service    string         `json:"service"` // its name on the source
-	Sequence   uint64         `json:"sequence"`
-	State      string         `json:"state"` // "running", "failed", "stopped", "mounted"
-	Reason     string         `json:"reason,omitempty"`
-	Since      time.Time      `json:"since,omitzero"`
-	Mountpoint string         `json:"mountpoint,omitempty"`
-	LogFile    string         `json:"log_file,omitempty"`
-	Reads      string         `json:"reads,omitempty"` // who serves content: "kernel" or "view"
-	Content    store.Tally    `json:"content"`
-	Units      []UnitStatus   `json:"units,omitempty"`
-	Instance   *service.State `json:"instance,omitempty"`
+	Name       string      `json:"name,omitempty"` // of a service; empty for a plain view
+	Source     string      `json:"source"`
+	Service    string      `json:"service"` // its name on the source
+	Sequence   uint64      `json:"sequence"`
+	State      string      `json:"state"` // "running", "failed", "stopped", "mounted"
+	Reason     string      `json:"reason,omitempty"`
+	Since      time.Time   `json:"since,omitzero"`
+	Mountpoint string      `json:"mountpoint,omitempty"`
+	LogFile    string      `json:"log_file,omitempty"`
+	Reads      string      `json:"reads,omitempty"` // who serves content: "kernel" or "view"
+	Content    store.Tally `json:"content"`
+	// Prepared counts the private copies that wait for a service of this snapshot,
+	// and the bytes that they take on disk; Placed those that this service has taken.
+	Prepared store.Count    `json:"prepared"`
+	Placed   service.Placed `json:"placed"`
+	Units    []UnitStatus   `json:"units,omitempty"`
+	Instance *service.State `json:"instance,omitempty"`
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
 	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
@@ -68,6 +72,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 			if st.Layered {
 				s.Reads = "kernel"
 			}
+			s.Prepared, s.Placed = d.copiesOf(v.key, v.name).Usage(), st.Placed
 			for _, u := range st.Units {
 				s.Units = append(s.Units, UnitStatus{u.Name, u.PID})
 			}
@@ -94,8 +99,17 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		if s.Content, err = d.store.Reader().Tally(ctx, snap); err != nil {
 			return nil, err
 		}
+		s.Prepared = d.copiesOf(r.Key, r.Service).Usage()
+		if st, err := service.Inspect(d.rootDir(r.Name)); err == nil {
+			s.Placed = st.Placed
+		}
 		all = append(all, s)
 	}
+	unused, err := d.prefetched(records)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, unused...)
 	slices.SortFunc(all, func(a, b Status) int {
 		return strings.Compare(a.Name+"\x00"+a.Mountpoint, b.Name+"\x00"+b.Mountpoint)
 	})
@@ -114,6 +128,39 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	return chosen, nil
 }
 
+// prefetched returns a line for each snapshot that copies were made for and that
+// no service here is made of yet.
+func (d *daemon) prefetched(records []*serviceRecord) ([]Status, error) {
+	var all []Status
+	err := d.eachPrepared(func(key, name string) error {
+		for _, r := range records {
+			if r.Key == key && r.Service == name {
+				return nil
+			}
+		}
+		s := Status{Source: d.sourceName(key), Service: name, State: "prefetched", Prepared: d.copiesOf(key, name).Usage()}
+		if snap, err := d.store.LoadSnapshot(key, name); err == nil {
+			s.Sequence = snap.Sequence
+		}
+		if s.Prepared.Files > 0 {
+			all = append(all, s)
+		}
+		return nil
+	})
+	return all, err
+}
+
+// sourceName returns what a source is called, by its ID.
+func (d *daemon) sourceName(key string) string {
+	list, _ := d.sources.List()
+	for _, s := range list {
+		if s.Fingerprint.ID() == key {
+			return s.Name
+		}
+	}
+	return key
+}
+
 // Prefetched is the result of a prefetch.
 type Prefetched struct {
 	Source  string        `json:"source"`
@@ -121,6 +168,8 @@ type Prefetched struct {
 	Took    time.Duration `json:"took"` // nanoseconds
 	Fetched int64         `json:"fetched"`
 	Content store.Tally   `json:"content"`
+	// Prepared is what came of preparing the files that the service writes to.
+	Prepared Preparation `json:"prepared"`
 }
 
 func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
@@ -152,6 +201,10 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 	if err != nil {
 		return nil, fmt.Errorf("prefetch %s/%s: %w", c.Source, c.Service, err)
 	}
+	p, err := d.prepareStep(ctx, c, o, out)
+	if err != nil {
+		return nil, fmt.Errorf("prefetch %s/%s: all content is here, but what the service writes to is not prepared: %w", c.Source, c.Service, err)
+	}
 	t, err := o.reader.Tally(ctx, o.snapshot)
-	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t}, err
+	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t, p}, err
 }

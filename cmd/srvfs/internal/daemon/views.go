@@ -227,7 +227,7 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 	if _, err := d.show(ctx, o, c.Source, c.Mountpoint, view_fs.Plain, ""); err != nil {
 		return nil, err
 	}
-	d.match(o)
+	d.match(o, nil)
 	out.Step("view", time.Since(start), c.Mountpoint)
 	return nil, nil
 }
