@@ -453,7 +453,7 @@ func programs(t *testing.T, dir string) {
 	must(t, unix.Setxattr(dir+"/acl", "system.posix_acl_access", acl(4242, 4), 0))
 }
 
-func copyFile(t *testing.T, from, to string) {
+func copyFile(t testing.TB, from, to string) {
 	t.Helper()
 	src, err := os.Open(from)
 	must(t, err)
