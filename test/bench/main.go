@@ -84,23 +84,28 @@ func run(ctx context.Context, o options) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 	fmt.Fprintf(os.Stderr, "the site stands after %.0f s\n", time.Since(begin).Seconds())
 	report := report{options: o, machine: describe(ctx, s)}
+	var failed []error // what was measured is written even so
 	for _, r := range chosen {
 		results, err := measure(ctx, s, &r, o.rounds)
-		if err != nil {
-			return fmt.Errorf("row %q: %w", r.Name, err)
+		if err == nil {
+			report.add(&r, results)
+			continue
 		}
-		report.add(&r, results)
+		failed = append(failed, fmt.Errorf("row %q: %w", r.Name, err))
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	report.took = time.Since(begin)
 	var b bytes.Buffer
 	report.write(&b)
 	if o.out != "" {
 		if err := os.WriteFile(o.out, b.Bytes(), 0o644); err != nil {
-			return err
+			return errors.Join(append(failed, err)...)
 		}
 	}
 	_, err = os.Stdout.Write(b.Bytes())
-	return err
+	return errors.Join(append(failed, err)...)
 }
 
 // measure takes all runs of a row in turn, round after round.
