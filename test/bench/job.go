@@ -6,16 +6,12 @@ import (
 	"srvfs/test/world"
 )
 
-// The rest of the main job, with no delay on the wire: what it costs before and
-// after the first answer.
+// The rest of the main job, with no delay on the wire: a standby of the same
+// release, and what comes after the first answer.
 var _ = add(Row{
-	Place: 200, Name: "the main job, no delay",
+	Place: 210, Name: "the main job, no delay",
 	Prepare: func(ctx context.Context, s *Site) error { return s.Service(ctx, "web", nil, "") },
 	Runs: []Run{
-		{"capture, first", func(ctx context.Context, s *Site) (Sample, error) {
-			return s.captures(ctx, "--state /root/fresh", "rm -rf /root/fresh")
-		}},
-		{"capture, again", func(ctx context.Context, s *Site) (Sample, error) { return s.captures(ctx, "", "true") }},
 		answers("first answer, nothing local", "web", world.Wire{}),
 		{"first answer, the standby has the same release", func(ctx context.Context, s *Site) (Sample, error) {
 			if err := s.Daemon(ctx, s.Standby); err != nil {
@@ -38,21 +34,6 @@ var _ = add(Row{
 		}},
 	},
 })
-
-// captures measures a capture of nginx, with the start of the service and its
-// verification.
-func (s *Site) captures(ctx context.Context, flags, done string) (Sample, error) {
-	sample, err := s.Timed(s.Source, func() error {
-		_, err := s.Source.Shell(ctx, "srvd capture web --unit nginx --probe http://127.0.0.1/ -q "+flags)
-		return err
-	})
-	sample.Moved = 0
-	if err != nil {
-		return sample, err
-	}
-	_, err = s.Source.Shell(ctx, done)
-	return sample, err
-}
 
 // prefetches measures how long it takes until the source is needed no more, on a
 // standby whose own files are not used. The daemon goes on running.

@@ -1,24 +1,43 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 
 	"srvfs/test/world"
 )
 
-// collectProfiles moves the profiles that the programs of a run have written to
-// the folder of the run. A program writes them when it ends: srvd, which ends
-// with the site, has none of its own.
+// collectProfiles moves the profiles that the programs of a run have written, as
+// each does when it ends, to the folder of the run.
 func (s *Site) collectProfiles(r *Row, run Run) error {
+	plain := regexp.MustCompile(`[^a-zA-Z0-9]+`)
+	return s.moveProfiles(strings.Trim(plain.ReplaceAllString(r.Name, "-"), "-"), strings.Trim(plain.ReplaceAllString(run.Name, "-"), "-"))
+}
+
+// endSource ends srvd, so that it writes its profiles too: those of all runs.
+func (s *Site) endSource(ctx context.Context) error {
+	if s.profiles == "" || s.srvd == nil {
+		return nil
+	}
+	if err := s.srvd.Signal(syscall.SIGTERM); err != nil {
+		return err
+	}
+	if _, err := s.srvd.Wait(ctx); err != nil {
+		return err
+	}
+	return s.moveProfiles("srvd")
+}
+
+func (s *Site) moveProfiles(folder ...string) error {
 	if s.profiles == "" {
 		return nil
 	}
-	plain := regexp.MustCompile(`[^a-zA-Z0-9]+`)
-	dir := filepath.Join(s.profiles, strings.Trim(plain.ReplaceAllString(r.Name, "-"), "-"), strings.Trim(plain.ReplaceAllString(run.Name, "-"), "-"))
+	dir := filepath.Join(append([]string{s.profiles}, folder...)...)
 	var errs []error
 	for _, h := range []*world.Host{s.Source, s.Standby, s.Twin} {
 		files, err := filepath.Glob(filepath.Join(h.Root, "root/profiles/*.pprof"))

@@ -25,6 +25,7 @@ type Site struct {
 	dir      string
 	world    *world.World
 	profiles string // folder for profiles, or empty
+	srvd     *sandbox.Process
 	wire     world.Wire
 	services map[string]bool
 	daemons  map[*world.Host]*sandbox.Process
@@ -93,7 +94,7 @@ func (s *Site) startSource(ctx context.Context) error {
 	if _, err := s.Source.Shell(ctx, "nginx; rsync --daemon; mkdir -p /run/sshd; /usr/sbin/sshd"); err != nil {
 		return err
 	}
-	if _, _, err := s.Source.Start(ctx, "srvd", "serve"); err != nil {
+	if s.srvd, _, err = s.Source.Start(ctx, "srvd", "serve"); err != nil {
 		return err
 	}
 	for _, port := range []string{"80", "873", "22", "7077"} {
@@ -108,7 +109,9 @@ func (s *Site) startSource(ctx context.Context) error {
 func (s *Site) close() error {
 	var errs []error
 	if s.world != nil {
-		errs = append(errs, s.world.Close())
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		errs = append(errs, s.endSource(ctx), s.world.Close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
