@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"srvfs/rpc"
 )
@@ -102,31 +103,74 @@ func BenchmarkPrefetchLarge(b *testing.B) {
 	}
 }
 
+// wires are what a standby may be at the end of.
+var wires = []struct {
+	name string
+	wire wire
+}{
+	{"1Gbit-0ms", wire{125e6, 0}},
+	{"1Gbit-10ms", wire{125e6, 10 * time.Millisecond}},
+	{"1Gbit-50ms", wire{125e6, 50 * time.Millisecond}},
+}
+
 // BenchmarkReadLarge reads one file of 256 MiB in sequence, 256 KiB at a time as
 // the kernel does, from an empty store.
 func BenchmarkReadLarge(b *testing.B) {
-	s := newSite(b, largeTree(b, 256<<20), rpc.ClientOptions{})
-	c := s.content(b, "srv/large")
+	tree := largeTree(b, 256<<20)
 	buf := make([]byte, 256<<10)
-	b.SetBytes(c.Size)
-	b.ReportAllocs()
-	defer perFile(b, 1)()
-	for i := 0; b.Loop(); i++ {
-		st, r := s.reader(b, fmt.Sprint("read", i))
-		f, err := r.Open(b.Context(), c)
-		if err != nil {
-			b.Fatal(err)
-		}
-		for off := int64(0); off < c.Size; off += int64(len(buf)) {
-			if _, err := f.ReadAt(b.Context(), buf, off); err != nil {
+	read := func(b *testing.B, name string, opts rpc.ClientOptions) {
+		s := newSite(b, tree, opts)
+		c := s.content(b, "srv/large")
+		b.SetBytes(c.Size)
+		b.ReportAllocs()
+		defer perFile(b, 1)()
+		for i := 0; b.Loop(); i++ {
+			st, r := s.reader(b, fmt.Sprint(name, i))
+			f, err := r.Open(b.Context(), c)
+			if err != nil {
 				b.Fatal(err)
 			}
+			for off := int64(0); off < c.Size; off += int64(len(buf)) {
+				if _, err := f.ReadAt(b.Context(), buf, off); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StopTimer()
+			_ = f.Close()
+			if err := st.Close(); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
 		}
-		b.StopTimer()
-		_ = f.Close()
-		if err := st.Close(); err != nil {
-			b.Fatal(err)
+	}
+	b.Run("loopback", func(b *testing.B) { read(b, "loopback", rpc.ClientOptions{}) })
+	for _, w := range wires {
+		b.Run(w.name, func(b *testing.B) { read(b, w.name, rpc.ClientOptions{Dial: w.wire.dial}) })
+	}
+}
+
+// BenchmarkPrefetchWire brings 4,500 small files and one of 64 MiB over a wire.
+func BenchmarkPrefetchWire(b *testing.B) {
+	for kind, tree := range map[string]string{"small": smallTree(b, 4500), "large": largeTree(b, 256<<20)} {
+		for _, w := range wires {
+			b.Run(kind+"/"+w.name, func(b *testing.B) {
+				s := newSite(b, tree, rpc.ClientOptions{Dial: w.wire.dial})
+				b.SetBytes(s.bytes)
+				var fetches uint64
+				for i := 0; b.Loop(); i++ {
+					st, r := s.reader(b, fmt.Sprint(kind, w.name, i))
+					if err := r.Prefetch(b.Context(), s.snap, nil); err != nil {
+						b.Fatal(err)
+					}
+					b.StopTimer()
+					fetches = st.Stats().Fetches
+					if err := st.Close(); err != nil {
+						b.Fatal(err)
+					}
+					b.StartTimer()
+				}
+				b.ReportMetric(float64(fetches), "requests")
+			})
 		}
-		b.StartTimer()
 	}
 }
