@@ -32,7 +32,7 @@
 //	var _ = add(Row{Place: 60, Name: ..., Reach: ..., Unit: "s", Prepare: ..., Runs: ..., Judge: ...})
 //
 // Place orders the rows: the number of the line in the table times ten.
-// [Site.Service] captures a service once, [Site.Daemon] gives a standby an empty
+// [Site.Service] and [Site.Capture] capture a service once, [Site.Daemon] gives a standby an empty
 // state folder and a running daemon, [Site.Timed] takes time and bytes,
 // [Site.Native] and [Site.Overlay] make the baselines: the snapshot's files
 // copied to the standby's disk, and a plain overlayfs on that, as containers have.

@@ -116,10 +116,16 @@ func (s *Site) close() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// Service captures the source's nginx, once, as a service of that name, after
-// prepare, if it is not nil, has put on the source what the flags add to it. The
-// list of its paths is then in /root/NAME.closure on the source.
+// Service captures the source's nginx, once, as a service of that name; see
+// Capture.
 func (s *Site) Service(ctx context.Context, name string, prepare func() error, flags string) error {
+	return s.Capture(ctx, name, prepare, "--unit nginx --probe http://127.0.0.1/ "+flags)
+}
+
+// Capture captures a service of the source, once, under that name, with the flags
+// of `srvd capture`, after prepare, if it is not nil, has put on the source what
+// they speak of. The list of its paths is then in /root/NAME.closure on the source.
+func (s *Site) Capture(ctx context.Context, name string, prepare func() error, flags string) error {
 	if s.services[name] {
 		return nil
 	}
@@ -129,7 +135,7 @@ func (s *Site) Service(ctx context.Context, name string, prepare func() error, f
 		}
 	}
 	for _, line := range []string{
-		"srvd capture " + name + " --unit nginx --probe http://127.0.0.1/ -q " + flags,
+		"srvd capture " + name + " -q " + flags,
 		`srvd show ` + name + ` | awk 'NF>2 && $NF ~ /^\// {print substr($NF, 2)}' > /root/` + name + `.closure`,
 	} {
 		if _, err := s.Source.Shell(ctx, line); err != nil {
