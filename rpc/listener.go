@@ -35,6 +35,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		<-l.slots
 		return nil, err
 	}
+	setCongestion(c)
 	// Where the kernel can't, TCP keepalive and HTTP/2 pings remain.
 	_ = setUserTimeout(c, userTimeout)
 	return &slotConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil

@@ -9,3 +9,5 @@ import (
 
 // setUserTimeout does nothing where there is no TCP_USER_TIMEOUT.
 func setUserTimeout(net.Conn, time.Duration) error { return nil }
+
+func setCongestion(net.Conn) {}

@@ -36,14 +36,16 @@ func runInit() int {
 		return complain("control socket: %v", err)
 	}
 	var r request
-	log, _, err := receive(control, &r)
+	fds, _, err := receive(control, &r)
 	if errors.Is(err, io.EOF) {
 		return 0 // prepared, and not needed
 	}
-	if err != nil || r.Verb != verbBuild {
+	if err != nil || r.Verb != verbBuild || len(fds) < len(r.Layout.Brought) {
 		return complain("no layout (%v)", err)
 	}
-	if len(log) > 0 {
+	n := len(r.Layout.Brought)
+	r.Layout.trees = fds[:n]
+	if log := fds[n:]; len(log) > 0 {
 		_ = unix.Dup3(log[0], 2, 0)
 		closeAll(log)
 	}

@@ -128,6 +128,13 @@ func (l *layout) prepare() *fault {
 			return failure("bring loopback interface up", "", err, "")
 		}
 	}
+	for i, path := range l.Brought {
+		err := unix.MoveMount(l.trees[i], "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		_ = unix.Close(l.trees[i])
+		if err != nil {
+			return failure("bring mount to", path, err, "")
+		}
+	}
 	// The new root must be a mount point, whatever it was.
 	if err := unix.Mount(l.Root, l.Root, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return failure("bind root", l.Root, err, "")

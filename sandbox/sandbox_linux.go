@@ -47,14 +47,14 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
-	s := c.Helper.take(c.NewNet)
+	s, mounts := c.Helper.take(c.NewNet)
 	if s == nil {
 		var err error
 		if s, err = spawn(c.NewNet); err != nil {
 			return nil, err
 		}
 	}
-	if err := s.build(ctx, c); err != nil {
+	if err := s.build(ctx, c, mounts); err != nil {
 		s.kill()
 		return nil, err
 	}
@@ -97,12 +97,17 @@ func spawn(newNet bool) (*Sandbox, error) {
 }
 
 // build has process 1 build the root, and waits for it.
-func (s *Sandbox) build(ctx context.Context, c Config) (err error) {
-	var log []int
-	if c.Log != nil {
-		log = []int{int(c.Log.Fd())}
+func (s *Sandbox) build(ctx context.Context, c Config, mounts []brought) (err error) {
+	l := layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet}
+	var fds []int
+	for _, m := range mounts {
+		l.Brought = append(l.Brought, m.path)
+		fds = append(fds, int(m.tree.Fd()))
 	}
-	if err := send(s.control, request{Verb: verbBuild, Layout: layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet}}, log...); err != nil {
+	if c.Log != nil {
+		fds = append(fds, int(c.Log.Fd()))
+	}
+	if err := send(s.control, request{Verb: verbBuild, Layout: l}, fds...); err != nil {
 		return err
 	}
 	select {

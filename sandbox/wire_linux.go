@@ -44,6 +44,9 @@ type layout struct {
 	Root, Hostname string
 	Mounts         []Mount
 	NewNet         bool
+	Brought        []string // where the mounts go that come with the message
+
+	trees []int // these
 }
 
 // A report goes from process 1 or a stage to the caller.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"srvfs/manifest"
+	"srvfs/sandbox"
 )
 
 // ErrRunning: the service's directory is in use by a start, a running
@@ -55,6 +56,8 @@ type Options struct {
 	// upper before the first start, so that no first write waits until overlayfs
 	// has copied one. An upper that is there already is left alone.
 	Prepared []Prepared
+	// Helper is a process that was prepared for the sandbox; nil: none was.
+	Helper *sandbox.Helper
 	// ReadyTimeout is how long the probes may take to answer once all units
 	// have started; 30 s if zero. A unit's own start is bounded by its
 	// StartMax (90 s if zero).

@@ -200,7 +200,7 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 	if err != nil {
 		return err
 	}
-	i.box, err = sandbox.Start(ctx, sandbox.Config{Root: d.in(rootName), Mounts: mounts, Hostname: hostname(s.Source), Log: said})
+	i.box, err = sandbox.Start(ctx, sandbox.Config{Root: d.in(rootName), Mounts: mounts, Hostname: hostname(s.Source), Log: said, Helper: i.o.Helper})
 	_ = said.Close() // the sandbox has its own
 	if err != nil {
 		return fmt.Errorf("%w%s", err, i.mountHint(err))

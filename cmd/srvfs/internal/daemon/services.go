@@ -17,6 +17,7 @@ import (
 	"srvfs/cmd/srvfs/internal/control"
 	view_fs "srvfs/fs"
 	"srvfs/manifest"
+	"srvfs/sandbox"
 	"srvfs/service"
 	"srvfs/store"
 )
@@ -185,6 +186,11 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, out control.Stream) (_ any, err error) {
 	begin := time.Now()
 	fetched := d.store.Stats().FetchedBytes
+	helper, err := sandbox.Prepare() // it starts while the snapshot is on its way
+	if err != nil {
+		return nil, err
+	}
+	defer helper.Close()
 	o, err := d.choose(ctx, c, known)
 	if err != nil {
 		return nil, err
@@ -223,7 +229,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		}
 	}()
 	var written []store.Written
-	r, err := d.bringUp(ctx, c, o, func() []service.Prepared {
+	r, err := d.bringUp(ctx, c, o, helper, func() []service.Prepared {
 		written = d.written(ctx, o)
 		return d.ready(record, written)
 	}, out)
@@ -251,7 +257,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 
 // bringUp mounts the view and starts the service on it, while what it needs for
 // that streams in.
-func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, ready func() []service.Prepared, out control.Stream) (*running, error) {
+func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, helper *sandbox.Helper, ready func() []service.Prepared, out control.Stream) (*running, error) {
 	start := time.Now()
 	layout := view_fs.Plain
 	layered, why, err := d.layered()
@@ -268,7 +274,10 @@ func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, ready f
 		return nil, err
 	}
 	out.Step("view", time.Since(start), "")
-	inst, err := d.start(ctx, c, o, v, layered, ready(), out)
+	if err := helper.Bring(v.mountpoint); err != nil {
+		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
+	}
+	inst, err := d.start(ctx, c, o, v, layered, ready(), helper, out)
 	if err != nil {
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
@@ -287,14 +296,14 @@ func (d *daemon) layered() (bool, string, error) {
 	return ok, why, nil
 }
 
-func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, ready []service.Prepared, out control.Stream) (*service.Instance, error) {
+func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, layered bool, ready []service.Prepared, helper *sandbox.Helper, out control.Stream) (*service.Instance, error) {
 	layers := service.Layers{Tree: v.mountpoint}
 	if layered {
 		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed"), Stubs: d.stubs(ctx, c.Name, o, v)}
 	}
 	var mu sync.Mutex
 	inst, err := service.Start(ctx, service.Options{
-		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, Prepared: ready, ReadyTimeout: c.Timeout, Log: d.Log,
+		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, Prepared: ready, ReadyTimeout: c.Timeout, Log: d.Log, Helper: helper,
 		Progress: func(step string, took time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
