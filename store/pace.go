@@ -11,8 +11,9 @@ const (
 	// for the one who wants it to wait: 4 ms at 1 Gbit/s, 42 ms at 100 Mbit/s, in
 	// which a request of its own would hardly be answered.
 	overtakeBytes = 512 << 10
-	// overtakeAfter is how long a stream may stand still.
-	overtakeAfter = 300 * time.Millisecond
+	// overtakeAfter is how long a stream may stand still. A chunk in slow start on a
+	// long wire takes five round trips.
+	overtakeAfter = time.Second
 )
 
 // A pace tells how far a stream has come: a request for many contents that are

@@ -150,9 +150,13 @@ func cut(touches []*part, pace *pace) (parts []*part, keys []key) {
 			pace.place(k, at)
 		}
 		begin := at
-		for off := t.Off; off < t.Off+t.Len; off += smallFile {
+		step := int64(manifest.ChunkSize) // so that what comes shows soon
+		if t.perhaps {
+			step = smallFile
+		}
+		for off := t.Off; off < t.Off+t.Len; off += step {
 			p := &part{Touch: t.Touch, at: at, begin: begin, whole: t.whole, perhaps: t.perhaps}
-			p.Off, p.Len = off, min(smallFile, t.Off+t.Len-off)
+			p.Off, p.Len = off, min(step, t.Off+t.Len-off)
 			at += p.Len
 			parts = append(parts, p)
 		}

@@ -59,7 +59,7 @@ func TestStream(t *testing.T) {
 		for _, w := range []struct {
 			path  string
 			steps int // parts of the stream
-		}{{"/a/near", 1}, {"/b/middle", 2}} {
+		}{{"/a/near", 1}, {"/b/middle", 6}} {
 			want(w.path)
 			for range w.steps {
 				select {
