@@ -259,8 +259,11 @@ func OpenSources(state string) (*rpc.Identity, *rpc.Sources, error) {
 }
 
 // Ways are the connections to a source, which all its views share: one for what
-// somebody waits for, and one for the rest.
-type ways struct{ demand, bulk *rpc.Client }
+// somebody waits for, and several for the rest.
+type ways struct {
+	demand *rpc.Client
+	bulk   *rpc.Lanes
+}
 
 // client returns the connections to a source.
 func (d *daemon) client(s *rpc.Source) (*ways, error) {
@@ -273,7 +276,7 @@ func (d *daemon) client(s *rpc.Source) (*ways, error) {
 	if err != nil {
 		return nil, err
 	}
-	bulk, err := rpc.Dial(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline})
+	bulk, err := rpc.DialLanes(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline}, rpc.DefaultLanes)
 	if err != nil {
 		return nil, errors.Join(err, demand.Close())
 	}
