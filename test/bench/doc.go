@@ -36,6 +36,8 @@
 // state folder and a running daemon, [Site.Timed] takes time and bytes,
 // [Site.Native] and [Site.Overlay] make the baselines: the snapshot's files
 // copied to the standby's disk, and a plain overlayfs on that, as containers have.
+// Where the difference is smaller than the machine's noise, [Row.Together] takes
+// all runs at once in short slices, and the row is judged side by side, slice by slice.
 // Where a run needs something large, it makes a small one if Site.Short is set:
 // the whole of -short stays below three minutes. A bound that holds on the
 // busiest machine (bytes moved, upcalls, counts) belongs into the run, as an

@@ -119,12 +119,18 @@ func measure(ctx context.Context, s *Site, r *Row, rounds int) (Results, error) 
 	fmt.Fprintf(os.Stderr, "%s (prepared in %.1f s)\n", r.Name, time.Since(begin).Seconds())
 	results := Results{}
 	for range rounds {
+		if r.Together != nil {
+			if err := takeTogether(ctx, s, r, results); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		for _, run := range r.Runs {
 			sample, err := take(ctx, s, run)
 			if err != nil {
 				return nil, fmt.Errorf("run %q: %w", run.Name, err)
 			}
-			fmt.Fprintf(os.Stderr, "  %-32s %10s %s  %10.3f MB\n", run.Name, number(sample.Value), r.unit(), float64(sample.Moved)/1e6)
+			r.tell(run.Name, sample)
 			results[run.Name] = append(results[run.Name], sample)
 			if err := s.collectProfiles(r, run); err != nil {
 				return nil, err
@@ -134,12 +140,39 @@ func measure(ctx context.Context, s *Site, r *Row, rounds int) (Results, error) 
 	return results, nil
 }
 
-func take(ctx context.Context, s *Site, run Run) (Sample, error) {
-	limit := runMax
-	if s.Short {
-		limit = shortMax
+// tell shows a figure as soon as it is there.
+func (r *Row) tell(run string, sample Sample) {
+	fmt.Fprintf(os.Stderr, "  %-32s %10s %s  %10.3f MB\n", run, number(sample.Value), r.unit(), float64(sample.Moved)/1e6)
+}
+
+// takeTogether adds what a round of a row with Together measures.
+func takeTogether(ctx context.Context, s *Site, r *Row, all Results) error {
+	ctx, cancel := context.WithTimeout(ctx, s.patience())
+	defer cancel()
+	round, err := r.Together(ctx, s)
+	if err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	for _, run := range r.Runs {
+		if low, _ := round.spread(run.Name); !(low > 0) {
+			return fmt.Errorf("run %q: it measured %v", run.Name, low)
+		}
+		r.tell(run.Name, Sample{round.Value(run.Name), int64(round.Moved(run.Name))})
+		all[run.Name] = append(all[run.Name], round[run.Name]...)
+	}
+	return s.collectProfiles(r, Run{Name: "together"})
+}
+
+// patience returns how long a run may take.
+func (s *Site) patience() time.Duration {
+	if s.Short {
+		return shortMax
+	}
+	return runMax
+}
+
+func take(ctx context.Context, s *Site, run Run) (Sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.patience())
 	defer cancel()
 	sample, err := run.Measure(ctx, s)
 	if err == nil && !(sample.Value > 0) {

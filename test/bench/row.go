@@ -21,6 +21,10 @@ type Row struct {
 	Prepare func(ctx context.Context, s *Site) error
 	// Runs are taken in turn in each round.
 	Runs []Run
+	// Together, if set, takes all runs of a round at once: in slices so short that
+	// what else the machine does meets all of them alike. It returns a sample of
+	// each run for each slice, and Runs have names only.
+	Together func(ctx context.Context, s *Site) (Results, error)
 	// Judge says, from all rounds, whether the row reaches what it must; nil if
 	// it only stands for comparison.
 	Judge func(r Results) []Goal
@@ -100,6 +104,30 @@ func (r Results) AtLeast(run, other string, share float64) Goal {
 func (r Results) Within(run, other string, times float64) Goal {
 	got := r.Value(run) / r.Value(other)
 	return Goal{fmt.Sprintf("%.2f times %s", got, other), got <= times}
+}
+
+// SideBySide is the median of the ratios of a run's values to those of the other
+// in the same slices, which Together has taken: noise that lasts longer than a
+// slice is not in it.
+func (r Results) SideBySide(run, other string) float64 {
+	ratios := make([]Sample, min(len(r[run]), len(r[other])))
+	for i := range ratios {
+		ratios[i].Value = r[run][i].Value / r[other][i].Value
+	}
+	return median(ratios, func(s Sample) float64 { return s.Value })
+}
+
+// Keeps asks for a run that reaches a share of the other's value, side by side.
+func (r Results) Keeps(run, other string, share float64) Goal {
+	got := r.SideBySide(run, other)
+	return Goal{fmt.Sprintf("%s: %.3f of %s", run, got, other), got >= share}
+}
+
+// Stays asks for a run whose value is at most so many times the other's, side by
+// side.
+func (r Results) Stays(run, other string, times float64) Goal {
+	got := r.SideBySide(run, other)
+	return Goal{fmt.Sprintf("%s: %.3f times %s", run, got, other), got <= times}
 }
 
 // rows are all that were added.

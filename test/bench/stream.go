@@ -158,20 +158,47 @@ func (s *Site) rooted(ctx context.Context, service string, w world.Wire, line st
 // Root returns where programs on the host find the root of a service that runs
 // there.
 func (s *Site) Root(ctx context.Context, h *world.Host, service string) (string, error) {
-	out, err := h.Run(ctx, "srvfs", "status", service, "--json")
+	st, err := s.Status(ctx, h, service)
+	if err == nil && len(st.Units) == 0 {
+		err = fmt.Errorf("service %s does not run on %s", service, h.Name)
+	}
 	if err != nil {
 		return "", err
 	}
-	var status []struct {
-		Units []struct {
-			PID int `json:"pid"`
-		} `json:"units"`
+	return fmt.Sprintf("/proc/%d/root", st.Units[0].PID), nil
+}
+
+// A Status is what the bench reads of what `srvfs status` says of a service.
+type Status struct {
+	Units []struct {
+		PID int `json:"pid"`
+	} `json:"units"`
+	Upcalls map[string]uint64 `json:"upcalls"`
+}
+
+// Asked returns how many requests of the kernel the view has answered. For what
+// is only told, because memory got scarce, nobody waits.
+func (st Status) Asked() (n uint64) {
+	for operation, c := range st.Upcalls {
+		if operation != "forget" {
+			n += c
+		}
 	}
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		return "", err
+	return n
+}
+
+// Status returns how a service on a host stands.
+func (s *Site) Status(ctx context.Context, h *world.Host, service string) (Status, error) {
+	out, err := h.Run(ctx, "srvfs", "status", service, "--json")
+	if err != nil {
+		return Status{}, err
 	}
-	if len(status) == 0 || len(status[0].Units) == 0 {
-		return "", fmt.Errorf("service %s does not run: %s", service, out)
+	var all []Status
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		return Status{}, fmt.Errorf("srvfs status %s: %w", service, err)
 	}
-	return fmt.Sprintf("/proc/%d/root", status[0].Units[0].PID), nil
+	if len(all) != 1 {
+		return Status{}, fmt.Errorf("srvfs status %s tells of %d services", service, len(all))
+	}
+	return all[0], nil
 }

@@ -28,10 +28,11 @@ var (
 	StandbyRoot = RootKind{"standby", "bookworm", []string{"iproute2", "rsync"}}
 )
 
-// The same two with what the peers of the benchmark need on either side.
+// The same two with what the peers of the benchmark need on either side, and with
+// what asks the standby for pages.
 var (
 	BenchSourceRoot  = RootKind{"bench-source", "bookworm", append([]string{"openssh-server"}, SourceRoot.Packages...)}
-	BenchStandbyRoot = RootKind{"bench-standby", "bookworm", append([]string{"openssh-client", "sshfs", "rclone"}, StandbyRoot.Packages...)}
+	BenchStandbyRoot = RootKind{"bench-standby", "bookworm", append([]string{"openssh-client", "sshfs", "rclone", "wrk"}, StandbyRoot.Packages...)}
 )
 
 // cacheDir keeps the tar archives of roots between runs.
