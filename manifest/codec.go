@@ -34,6 +34,9 @@ type decoder struct {
 	what string
 	b    []byte
 	err  error
+	// text, if it is set, is all that there was to read: what string returns is
+	// then a part of it, and keeps the whole of it alive.
+	text string
 }
 
 func (d *decoder) fail(format string, args ...any) {
@@ -106,14 +109,29 @@ func (d *decoder) digest() (v Digest) {
 }
 
 func (d *decoder) string(limit int, what string) string {
-	n := d.upTo(uint64(limit), what+" length")
-	return string(d.take(int(n)))
+	n := d.uint()
+	if n > uint64(limit) {
+		d.fail("%s length %d exceeds %d", what, n, limit)
+	}
+	if d.err != nil {
+		return ""
+	}
+	v := d.take(int(n))
+	if d.text == "" {
+		return string(v)
+	}
+	end := len(d.text) - len(d.b)
+	return d.text[end-len(v) : end]
 }
 
 // count reads the length of a list of which each element takes at least min
 // bytes, so that a short message can't make us allocate a long list.
 func (d *decoder) count(limit, min int, what string) int {
-	n := d.upTo(uint64(limit), "number of "+what)
+	n := d.uint()
+	if n > uint64(limit) {
+		d.fail("number of %s %d exceeds %d", what, n, limit)
+		return 0
+	}
 	if d.err == nil && n*uint64(min) > uint64(len(d.b)) {
 		d.fail("%d %s in %d bytes", n, what, len(d.b))
 		return 0

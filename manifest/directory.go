@@ -152,10 +152,14 @@ func (p *Page) encode() []byte {
 
 // DecodePage reads one page. It accepts only what EncodeDirectory writes:
 // sorted, valid, distinct names, nothing left over. The error wraps ErrInvalid.
+// All strings of a page are parts of one: of a name that is to outlive the others by
+// far, keep a clone.
 func DecodePage(b []byte) (Page, error) {
 	r := decoder{what: "directory page", b: b}
 	if len(b) > maxPage {
 		r.fail("%d bytes exceed %d", len(b), maxPage)
+	} else {
+		r.text = string(b) // all names of a page are one string, not hundreds
 	}
 	var p Page
 	switch kind := r.byte(); {

@@ -417,15 +417,35 @@ func FuzzDecodeSnapshot(f *testing.F) {
 	})
 }
 
-func BenchmarkDecodePage(b *testing.B) {
+// Reading a page must not leave an object of garbage for each name in it: a walk
+// of a large tree would leave millions.
+func TestDecodePageAllocates(t *testing.T) {
+	leaf := longLeaf(t)
+	if n := testing.AllocsPerRun(10, func() { _, _ = DecodePage(leaf) }); n > 10 {
+		t.Errorf("a page takes %v allocations", n)
+	}
+}
+
+// longLeaf returns a page of many entries.
+func longLeaf(t testing.TB) []byte {
 	p := newPages()
-	_, _ = EncodeDirectory(manyEntries(100_000), p.put)
+	if _, err := EncodeDirectory(manyEntries(100_000), p.put); err != nil {
+		t.Fatal(err)
+	}
 	var leaf []byte
 	for _, body := range p.m {
 		if body[0] == leafPage && len(body) > len(leaf) && len(body) < 64<<10 {
 			leaf = body
 		}
 	}
+	if page, err := DecodePage(leaf); err != nil || len(page.Entries) < 200 {
+		t.Fatalf("%d entries, %v", len(page.Entries), err)
+	}
+	return leaf
+}
+
+func BenchmarkDecodePage(b *testing.B) {
+	leaf := longLeaf(b)
 	b.SetBytes(int64(len(leaf)))
 	b.ReportAllocs()
 	for b.Loop() {
