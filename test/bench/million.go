@@ -34,11 +34,16 @@ func millionService(ctx context.Context, s *Site) error {
 	if err := s.Service(ctx, "web", nil, ""); err != nil {
 		return err
 	}
-	folders, files := 1000, 999
+	folders, files := s.million()
+	return s.Capture(ctx, "million", func() error { return emptyFiles(filepath.Join(s.Source.Root, millionTree), folders, files) }, nginx+"--include /"+millionTree)
+}
+
+// million returns how many folders the tree has, and how many files are in each.
+func (s *Site) million() (folders, files int) {
 	if s.Short {
-		folders, files = 20, 99
+		return 20, 99
 	}
-	return s.Service(ctx, "million", func() error { return emptyFiles(filepath.Join(s.Source.Root, millionTree), folders, files) }, "--include /"+millionTree)
+	return 1000, 999
 }
 
 func emptyFiles(dir string, folders, files int) error {

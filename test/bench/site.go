@@ -27,7 +27,8 @@ type Site struct {
 	profiles string // folder for profiles, or empty
 	srvd     *sandbox.Process
 	wire     world.Wire
-	services map[string]bool
+	services map[string]bool // that are captured
+	listed   map[string]bool // of these, that have a list of their paths
 	daemons  map[*world.Host]*sandbox.Process
 	copies   map[string]bool // of services' trees on the standby
 }
@@ -37,7 +38,7 @@ func newSite(ctx context.Context, o options) (_ *Site, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Site{Short: o.short, dir: dir, profiles: o.profiles, services: map[string]bool{}, daemons: map[*world.Host]*sandbox.Process{}, copies: map[string]bool{}}
+	s := &Site{Short: o.short, dir: dir, profiles: o.profiles, services: map[string]bool{}, listed: map[string]bool{}, daemons: map[*world.Host]*sandbox.Process{}, copies: map[string]bool{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -116,15 +117,21 @@ func (s *Site) close() error {
 	return errors.Join(append(errs, os.RemoveAll(s.dir))...)
 }
 
-// Service captures the source's nginx, once, as a service of that name; see
-// Capture.
+// nginx are the flags that capture the source's nginx.
+const nginx = "--unit nginx --probe http://127.0.0.1/ "
+
+// Service captures the source's nginx, once, as a service of that name, and lists
+// its paths; see Capture and List.
 func (s *Site) Service(ctx context.Context, name string, prepare func() error, flags string) error {
-	return s.Capture(ctx, name, prepare, "--unit nginx --probe http://127.0.0.1/ "+flags)
+	if err := s.Capture(ctx, name, prepare, nginx+flags); err != nil {
+		return err
+	}
+	return s.List(ctx, name)
 }
 
 // Capture captures a service of the source, once, under that name, with the flags
 // of `srvd capture`, after prepare, if it is not nil, has put on the source what
-// they speak of. The list of its paths is then in /root/NAME.closure on the source.
+// they speak of.
 func (s *Site) Capture(ctx context.Context, name string, prepare func() error, flags string) error {
 	if s.services[name] {
 		return nil
@@ -134,16 +141,22 @@ func (s *Site) Capture(ctx context.Context, name string, prepare func() error, f
 			return err
 		}
 	}
-	for _, line := range []string{
-		"srvd capture " + name + " -q " + flags,
-		`srvd show ` + name + ` | awk 'NF>2 && $NF ~ /^\// {print substr($NF, 2)}' > /root/` + name + `.closure`,
-	} {
-		if _, err := s.Source.Shell(ctx, line); err != nil {
-			return err
-		}
+	if _, err := s.Source.Shell(ctx, "srvd capture "+name+" -q "+flags); err != nil {
+		return err
 	}
 	s.services[name] = true
 	return nil
+}
+
+// List writes the paths of a captured service, once, to /root/NAME.closure on the
+// source: what peers and baselines copy.
+func (s *Site) List(ctx context.Context, name string) error {
+	if s.listed[name] {
+		return nil
+	}
+	_, err := s.Source.Shell(ctx, `srvd show `+name+` | awk 'NF>2 && $NF ~ /^\// {print substr($NF, 2)}' > /root/`+name+`.closure`)
+	s.listed[name] = err == nil
+	return err
 }
 
 // Spec names a service as the standby does.

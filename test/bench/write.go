@@ -50,7 +50,7 @@ func (s *Site) keeperSize() int64 {
 
 // keeperService captures the service keeper while it runs and has its file open.
 func keeperService(ctx context.Context, s *Site) error {
-	return s.Capture(ctx, "keeper", func() error {
+	err := s.Capture(ctx, "keeper", func() error {
 		program := filepath.Join(s.dir, "keeper")
 		build := exec.CommandContext(ctx, "go", "build", "-o", program, "srvfs/test/keeper")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -69,6 +69,10 @@ func keeperService(ctx context.Context, s *Site) error {
 		_, err := s.written(ctx, s.Source)
 		return err
 	}, "--exec "+keeperLine+" --include /"+filepath.Dir(keeperData)+" --probe http://"+keeperAddr+"/")
+	if err != nil {
+		return err
+	}
+	return s.List(ctx, "keeper")
 }
 
 // keeperLog is the shell line that makes the keeper's log in a root: logs are in
