@@ -96,9 +96,14 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 			return o, err
 		}
 		if !c.Force {
+			o.cancel()
 			return nil, fmt.Errorf("service %s stands on snapshot %d, and what it wrote here belongs to that; --discard gives it up and starts from snapshot %d", known.Name, known.Sequence, o.snapshot.Sequence)
 		}
-		return o, service.Remove(ctx, d.rootDir(known.Name))
+		if err := service.Remove(ctx, d.rootDir(known.Name)); err != nil {
+			o.cancel()
+			return nil, err
+		}
+		return o, nil
 	}
 	s, err := d.stored(known)
 	if err != nil {
