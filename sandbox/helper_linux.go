@@ -53,8 +53,8 @@ func (h *Helper) Bring(path string) error {
 	return nil
 }
 
-// take returns the process if it is of use, and what was brought to it; it may
-// be called on nil.
+// take returns the process if it is of use, and what was brought to it, which is
+// then the caller's to close; it may be called on nil.
 func (h *Helper) take(newNet bool) (*Sandbox, []brought) {
 	if h == nil || newNet {
 		return nil, nil
@@ -70,11 +70,13 @@ func (h *Helper) take(newNet bool) (*Sandbox, []brought) {
 		return nil, nil
 	default:
 	}
-	h.s = nil
-	return s, h.mounts
+	mounts := h.mounts
+	h.s, h.mounts = nil, nil
+	return s, mounts
 }
 
-// Close ends the process if no sandbox has been made of it, and waits for that.
+// Close ends the process if no sandbox has been made of it, and waits for that. It
+// lets go of what was brought: until then those file systems can't end.
 func (h *Helper) Close() {
 	h.mu.Lock()
 	s, mounts := h.s, h.mounts

@@ -36,6 +36,9 @@ func TestHelper(t *testing.T) {
 	c.Helper = h
 	c.Mounts = append(c.Mounts, TmpfsMount("/mnt", 0o755), BindMount(late, "/mnt/late", true))
 	s := begin(t, c)
+	if len(h.mounts) != 0 {
+		t.Error("the mount that was brought is still held")
+	}
 	if s.init.Process.Pid != pid {
 		t.Error("another process was started")
 	}

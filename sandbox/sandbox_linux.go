@@ -54,7 +54,11 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 			return nil, err
 		}
 	}
-	if err := s.build(ctx, c, mounts); err != nil {
+	err := s.build(ctx, c, mounts)
+	for _, m := range mounts { // whoever unmounts them must not wait for us
+		_ = m.tree.Close()
+	}
+	if err != nil {
 		s.kill()
 		return nil, err
 	}

@@ -279,11 +279,12 @@ func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, helper 
 		return nil, err
 	}
 	out.Step("view", time.Since(start), "")
-	if err := helper.Bring(v.mountpoint); err != nil {
-		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
+	var inst *service.Instance
+	if err = helper.Bring(v.mountpoint); err == nil {
+		inst, err = d.start(ctx, c, o, v, layered, ready(), helper, out)
 	}
-	inst, err := d.start(ctx, c, o, v, layered, ready(), helper, out)
 	if err != nil {
+		helper.Close() // a view that it holds would not end
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
 	return &running{inst, v}, nil
