@@ -13,6 +13,9 @@ func (s *Site) Native(ctx context.Context, service string) (dir string, err erro
 	if s.copies[dir] {
 		return dir, nil
 	}
+	if err := s.List(ctx, service); err != nil {
+		return "", err
+	}
 	line := fmt.Sprintf("mkdir -p %[1]s; rsync -aH --files-from=:/root/%[2]s.closure rsync://%[3]s/root/ %[1]s/; ", dir, service, s.Source.Addr)
 	if _, err := s.Standby.Shell(ctx, line+devices(dir)); err != nil {
 		return "", err
