@@ -11,6 +11,7 @@ import (
 
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
+	"srvfs/cmd/srvfs/internal/daemon"
 )
 
 // helperName is what mount(8) calls a helper for the type fuse.srvfs.
@@ -101,7 +102,7 @@ func (p *program) umountCmd() *cobra.Command {
 // are for mount(8) and systemd, and those that the view has anyway, are passed
 // over, and rw too, which mount(8) says unless told otherwise; others are refused.
 func newHelper() *cobra.Command {
-	p := &program{state: defaultState, hostRoot: "/", deadline: 10 * time.Second}
+	p := &program{state: defaultState, hostRoot: "/", deadline: 10 * time.Second, reads: daemon.ReadsAuto}
 	var options []string
 	var sloppy, fake, ignored bool
 	var kind string
