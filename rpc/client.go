@@ -7,11 +7,14 @@ import (
 	"io"
 	"math"
 	"net"
+	"os"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 
 	"srvfs/manifest"
 	"srvfs/rpc/srvfspb"
@@ -84,6 +87,7 @@ func Dial(source *Source, id *Identity, opts ClientOptions) (*Client, error) {
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithIdleTimeout(0),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: idleInterval, Timeout: opts.deadline(), PermitWithoutStream: true}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			// Calls fail at once while a reconnection is waited for; so a short
 			// wait costs nobody anything, and a long one would cost time after
@@ -117,6 +121,35 @@ func (c *Client) String() string { return "source " + c.source.String() }
 func (c *Client) Close() error {
 	if err := c.conn.Close(); err != nil {
 		return fmt.Errorf("%v: close: %w", c, err)
+	}
+	return nil
+}
+
+// AwaitConnected returns when there is a connection to the source that has proved
+// to be it; it tries until ctx ends, whose cause it then returns.
+func (c *Client) AwaitConnected(ctx context.Context) error {
+	for s := c.conn.GetState(); s != connectivity.Ready; s = c.conn.GetState() {
+		switch s {
+		case connectivity.Shutdown:
+			return c.wrap("connect", os.ErrClosed)
+		case connectivity.Idle: // a connection that was lost is not made anew by itself
+			c.conn.Connect()
+		}
+		if !c.conn.WaitForStateChange(ctx, s) {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// AwaitLost returns nil when there is no connection any more, and an error if ctx
+// has ended or the client was closed.
+func (c *Client) AwaitLost(ctx context.Context) error {
+	if s := c.conn.GetState(); s == connectivity.Ready && !c.conn.WaitForStateChange(ctx, s) {
+		return context.Cause(ctx)
+	}
+	if c.conn.GetState() == connectivity.Shutdown {
+		return c.wrap("connection", os.ErrClosed)
 	}
 	return nil
 }

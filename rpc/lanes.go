@@ -44,6 +44,19 @@ func DialLanes(source *Source, id *Identity, opts ClientOptions, n int) (*Lanes,
 // String names the source, as an origin in messages and logs.
 func (l *Lanes) String() string { return l.clients[0].String() }
 
+// AwaitConnected returns when all connections stand, as [Client.AwaitConnected].
+func (l *Lanes) AwaitConnected(ctx context.Context) error {
+	for _, c := range l.clients {
+		c.conn.Connect()
+	}
+	for _, c := range l.clients {
+		if err := c.AwaitConnected(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Close ends all calls under way with an error.
 func (l *Lanes) Close() error {
 	var errs []error

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
 	"srvfs/manifest"
 	"srvfs/rpc"
@@ -46,6 +48,10 @@ input, which keeps it out of the process list.
 			s, err := sources.Pair(c.Context(), id, strings.TrimSpace(token), rpc.ClientOptions{Deadline: p.deadline})
 			if err != nil {
 				return err
+			}
+			// A daemon that runs connects now, so that the first start need not.
+			if err := control.Do(c.Context(), p.state, "connect", control.Call{}, nil, nil); err != nil && !errors.Is(err, control.ErrNoDaemon) {
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: paired; the running daemon does not know it yet: %v\n", err)
 			}
 			_, _ = fmt.Fprintf(c.OutOrStdout(), "paired with %s (%s)\n", s.Name, s.Fingerprint.ID())
 			return nil

@@ -53,7 +53,7 @@ func firstAnswer(place int, name string, w world.Wire) Row {
 // whose own files are not used; its daemon runs, as systemd keeps it.
 func answers(name, service string, w world.Wire) Run {
 	return Run{name, func(ctx context.Context, s *Site) (Sample, error) {
-		if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
+		if err := s.Daemon(ctx, s.Standby, w, "--host-root", ""); err != nil {
 			return Sample{}, err
 		}
 		return s.runs(ctx, s.Standby, w, "srvfs run "+s.Spec(service))

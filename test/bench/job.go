@@ -14,7 +14,7 @@ var _ = add(Row{
 	Runs: []Run{
 		answers("first answer, nothing local", "web", world.Wire{}),
 		{"first answer, the standby has the same release", func(ctx context.Context, s *Site) (Sample, error) {
-			if err := s.Daemon(ctx, s.Standby); err != nil {
+			if err := s.Daemon(ctx, s.Standby, world.Wire{}); err != nil {
 				return Sample{}, err
 			}
 			return s.runs(ctx, s.Standby, world.Wire{}, "srvfs run "+s.Spec("web"))
@@ -38,10 +38,7 @@ var _ = add(Row{
 // prefetches measures how long it takes until the source is needed no more, on a
 // standby whose own files are not used. The daemon goes on running.
 func (s *Site) prefetches(ctx context.Context) (Sample, error) {
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return Sample{}, err
-	}
-	if err := s.Wire(ctx, world.Wire{}); err != nil {
+	if err := s.Daemon(ctx, s.Standby, world.Wire{}, "--host-root", ""); err != nil {
 		return Sample{}, err
 	}
 	return s.Timed(s.Standby, func() error {

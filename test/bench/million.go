@@ -65,10 +65,7 @@ func emptyFiles(dir string, folders, files int) error {
 // mounts measures a mount, up to a listing of the view's root.
 func mounts(name, service string, w world.Wire) Run {
 	return Run{name, func(ctx context.Context, s *Site) (Sample, error) {
-		if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-			return Sample{}, err
-		}
-		if err := s.Wire(ctx, w); err != nil {
+		if err := s.Daemon(ctx, s.Standby, w, "--host-root", ""); err != nil {
 			return Sample{}, err
 		}
 		sample, err := s.Timed(s.Standby, func() error {

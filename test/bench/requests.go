@@ -173,10 +173,7 @@ func (s *Site) runPages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.Daemon(ctx, s.Standby); err != nil {
-		return err
-	}
-	if err := s.Wire(ctx, world.Wire{}); err != nil {
+	if err := s.Daemon(ctx, s.Standby, world.Wire{}); err != nil {
 		return err
 	}
 	if _, err := s.Standby.Shell(ctx, "srvfs prefetch "+s.Spec(local.service)+"; srvfs prefetch "+s.Spec(stored.service)); err != nil {

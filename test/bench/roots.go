@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -42,7 +41,7 @@ func libraryPages(n int) measurement {
 		if s.Short {
 			n = min(n, 3)
 		}
-		if err := errors.Join(s.Daemon(ctx, s.Standby, "--host-root", ""), s.Wire(ctx, world.Wire{})); err != nil {
+		if err := s.Daemon(ctx, s.Standby, world.Wire{}, "--host-root", ""); err != nil {
 			return Sample{}, err
 		}
 		if _, err := s.Standby.Shell(ctx, "srvfs run --name root1 "+s.Spec("socket")+"; srvfs prefetch root1; srvfs stop root1"); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -197,11 +198,15 @@ func or(a, b string) string {
 	return a
 }
 
-// Daemon gives a host an empty state folder, paired with the source, a running
+// Daemon sets the wire and gives a host an empty state folder, paired with the
+// source, a running
 // daemon of srvfs, started with the flags, and a cold page cache. End it with
 // EndDaemon.
-func (s *Site) Daemon(ctx context.Context, h *world.Host, flags ...string) error {
+func (s *Site) Daemon(ctx context.Context, h *world.Host, w world.Wire, flags ...string) error {
 	if err := s.pair(ctx, h); err != nil {
+		return err
+	}
+	if err := s.Wire(ctx, w); err != nil {
 		return err
 	}
 	if err := s.Cool(ctx, h, "", "srvfs --help"); err != nil {
@@ -212,9 +217,10 @@ func (s *Site) Daemon(ctx context.Context, h *world.Host, flags ...string) error
 		return err
 	}
 	s.daemons[h] = p
+	// It runs since the host was started, and keeps connections to its sources.
 	if err := s.await(ctx, p, func() bool {
-		_, err := os.Stat(filepath.Join(h.Root, "var/lib/srvfs/control.sock"))
-		return err == nil
+		text, err := os.ReadFile(log)
+		return err == nil && bytes.Contains(text, []byte("msg=connected"))
 	}); err != nil {
 		text, _ := os.ReadFile(log)
 		return fmt.Errorf("the daemon of %s: %w\n%s", h.Name, err, text)

@@ -95,10 +95,7 @@ func (s *Site) besides(ctx context.Context, f func(root, overlay, native string)
 	if err != nil {
 		return err
 	}
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return err
-	}
-	if err := s.Wire(ctx, world.Wire{}); err != nil {
+	if err := s.Daemon(ctx, s.Standby, world.Wire{}, "--host-root", ""); err != nil {
 		return err
 	}
 	if _, err := s.Standby.Shell(ctx, "srvfs prefetch "+s.Spec("tools")+"; srvfs run "+s.Spec("tools")+"; sync; echo 3 > /proc/sys/vm/drop_caches"); err != nil {

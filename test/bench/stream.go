@@ -99,10 +99,7 @@ func viewStream(ctx context.Context, s *Site) (Sample, error) {
 
 // viewed measures a line that reads a fresh, mounted view at /srv/view.
 func (s *Site) viewed(ctx context.Context, service string, w world.Wire, line string) (Sample, error) {
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return Sample{}, err
-	}
-	if err := s.Wire(ctx, w); err != nil {
+	if err := s.Daemon(ctx, s.Standby, w, "--host-root", ""); err != nil {
 		return Sample{}, err
 	}
 	if _, err := s.Standby.Shell(ctx, "mkdir -p /srv/view; srvfs mount "+s.Spec(service)+" /srv/view"); err != nil {
@@ -129,10 +126,7 @@ func rootStream(ctx context.Context, s *Site) (Sample, error) {
 // rooted measures a line that reads what a service that has just started has not
 // touched yet, in its root, which is ROOT in the line.
 func (s *Site) rooted(ctx context.Context, service string, w world.Wire, line string) (Sample, error) {
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return Sample{}, err
-	}
-	if err := s.Wire(ctx, w); err != nil {
+	if err := s.Daemon(ctx, s.Standby, w, "--host-root", ""); err != nil {
 		return Sample{}, err
 	}
 	if _, err := s.Standby.Shell(ctx, "srvfs run "+s.Spec(service)); err != nil {

@@ -32,7 +32,7 @@ var far = world.Wire{RTT: 50 * time.Millisecond, Rate: gigabit}
 // packages. That it moves little does not depend on time.
 func twinAnswers(name string, w world.Wire) Run {
 	return Run{name, func(ctx context.Context, s *Site) (Sample, error) {
-		if err := s.Daemon(ctx, s.Twin); err != nil {
+		if err := s.Daemon(ctx, s.Twin, w); err != nil {
 			return Sample{}, err
 		}
 		sample, err := s.runs(ctx, s.Twin, w, "srvfs run "+s.Spec("web"))

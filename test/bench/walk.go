@@ -77,10 +77,7 @@ func inRoot(measure func(context.Context, *Site, shown) (Sample, error)) measure
 // showing measures between two lines, with a fresh daemon that has no files of the
 // host's.
 func (s *Site) showing(ctx context.Context, begin, end string, measure func(empty int64) (Sample, error)) (Sample, error) {
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return Sample{}, err
-	}
-	if err := s.Wire(ctx, world.Wire{}); err != nil {
+	if err := s.Daemon(ctx, s.Standby, world.Wire{}, "--host-root", ""); err != nil {
 		return Sample{}, err
 	}
 	if _, err := s.Standby.Shell(ctx, begin); err != nil {

@@ -191,10 +191,7 @@ func unpreparedWrite(ctx context.Context, s *Site) (Sample, error) {
 // more, started with the flag. Check is given the keeper's file in the upper as it
 // was before and is after the write, or nil.
 func (s *Site) detachedWrite(ctx context.Context, flag string, check func(before, after os.FileInfo) error) (Sample, error) {
-	if err := s.Daemon(ctx, s.Standby, "--host-root", ""); err != nil {
-		return Sample{}, err
-	}
-	if err := s.Wire(ctx, world.Wire{}); err != nil {
+	if err := s.Daemon(ctx, s.Standby, world.Wire{}, "--host-root", ""); err != nil {
 		return Sample{}, err
 	}
 	spec := flag + " " + s.Spec("keeper")

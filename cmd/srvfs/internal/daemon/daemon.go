@@ -68,6 +68,7 @@ type daemon struct {
 
 	mu       sync.Mutex
 	clients  map[rpc.Fingerprint]*ways
+	retired  []*ways             // to addresses that a source has no more
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
 	locks    map[string]chan struct{}
@@ -120,6 +121,11 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	o.Log.Info("serving", "state", o.State)
 	d.work.Go(func() { service.CanLayer() }) // the first run need not wait for the trial
+	if o.Stay {
+		if err := d.connect(); err != nil {
+			o.Log.Warn("connect to the sources", "error", err)
+		}
+	}
 	d.untilIdle(ctx)
 	end()
 	err = <-served
@@ -258,48 +264,11 @@ func OpenSources(state string) (*rpc.Identity, *rpc.Sources, error) {
 	return id, sources, err
 }
 
-// Ways are the connections to a source, which all its views share: one for what
-// somebody waits for, and several for the rest.
-type ways struct {
-	demand *rpc.Client
-	bulk   *rpc.Lanes
-}
-
-// client returns the connections to a source.
-func (d *daemon) client(s *rpc.Source) (*ways, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if w := d.clients[s.Fingerprint]; w != nil {
-		return w, nil
-	}
-	demand, err := rpc.Dial(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline})
-	if err != nil {
-		return nil, err
-	}
-	bulk, err := rpc.DialLanes(s, d.identity, rpc.ClientOptions{Deadline: d.Deadline}, rpc.DefaultLanes)
-	if err != nil {
-		return nil, errors.Join(err, demand.Close())
-	}
-	w := &ways{demand, bulk}
-	d.clients[s.Fingerprint] = w
-	return w, nil
-}
-
-func (d *daemon) closeClients() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var errs []error
-	for _, w := range d.clients {
-		errs = append(errs, w.demand.Close(), w.bulk.Close())
-	}
-	return errors.Join(errs...)
-}
-
 // operations are what the command line can ask for.
 func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
-		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp,
+		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {
