@@ -256,24 +256,39 @@ func TestFileThatKeepsChanging(t *testing.T) {
 
 func TestLeadGoesThroughThePagesOfTheWay(t *testing.T) {
 	root := zoo(t)
+	for i := range mostListed*256 + 600 { // names; a page has at most 256
+		write(t, fmt.Sprintf("%s/huge/%05d", root, i), "", 0o644)
+	}
 	tr := gather(t, root, nil)
-	way := []step{{path: "/many/0600"}, {path: "/data/big"}, {path: "/etc/plain"}, {path: "/bin/none/deeper"}}
+	pages := func(dir string) (all []manifest.Digest) {
+		d := digestOf(t, tr, dir)
+		for _, c := range must(manifest.DecodePage(tr.meta[d]))(t).Children {
+			all = append(all, c.Digest)
+		}
+		return append([]manifest.Digest{d}, all...)
+	}
+	many, huge := pages("/many"), pages("/huge")
+	if len(many) < 3 || len(huge) <= 1+mostListed {
+		t.Fatalf("%d and %d pages", len(many), len(huge))
+	}
+	way := []step{{path: "/many/0600"}, {path: "/data/big"}, {path: "/etc/plain"}, {path: "/huge/00001"}, {path: "/bin/none/deeper"}}
 	lead := must(tr.lead(way, []manifest.Touch{{Path: "/data/big"}}))(t)
 	n, _ := tr.find("/data/big")
-	leaf := lead[2]
-	// The order is that of the way: root, many (index and leaf), data, etc, bin,
-	// where a name was looked for that is not there, and a chunk list.
-	want := []manifest.Digest{tr.root.Digest, digestOf(t, tr, "/many"), leaf, digestOf(t, tr, "/data"), digestOf(t, tr, "/etc"), digestOf(t, tr, "/bin"), n.entry.Chunks}
+	// The order is that of the way: root, many, data, etc, of huge the index and
+	// one page, bin, where a name was looked for that is not there, and a chunk
+	// list.
+	want := append([]manifest.Digest{tr.root.Digest}, many...)
+	want = append(want, digestOf(t, tr, "/data"), digestOf(t, tr, "/etc"), huge[0], huge[1], digestOf(t, tr, "/bin"), n.entry.Chunks)
 	if !slices.Equal(lead, want) {
 		t.Errorf("leads through %v, want %v", lead, want)
 	}
-	page := must(manifest.DecodePage(tr.meta[leaf]))(t)
-	if !slices.ContainsFunc(page.Entries, func(e manifest.Entry) bool { return e.Name == "0600" }) {
-		t.Errorf("the leaf %v has no 0600", leaf)
+	page := must(manifest.DecodePage(tr.meta[huge[1]]))(t)
+	if !slices.ContainsFunc(page.Entries, func(e manifest.Entry) bool { return e.Name == "00001" }) {
+		t.Errorf("the page %v has no 00001", huge[1])
 	}
-	listed := must(tr.lead([]step{{path: "/many", listed: true}}, nil))(t)
-	top := must(manifest.DecodePage(tr.meta[digestOf(t, tr, "/many")]))(t)
-	if len(top.Children) < 2 || len(listed) != 2+len(top.Children) {
-		t.Errorf("a listing of %d pages needs %d", len(top.Children), len(listed))
+	for dir, want := range map[string]int{"/many": 1 + len(many), "/huge": 2} {
+		if listed := must(tr.lead([]step{{path: dir, listed: true}}, nil))(t); len(listed) != want {
+			t.Errorf("a listing of %s needs %d pages, want %d", dir, len(listed), want)
+		}
 	}
 }

@@ -50,8 +50,9 @@ func (c *closure) way(accesses []trace.Access) []step {
 
 // lead returns the digests of the directory pages that a standby reads on the
 // way, and then of the chunk lists of the files that are touched: each once, in
-// the order in which they are needed, those of the root first. Of a directory
-// of many pages only those are there in which a name on the way stands.
+// the order in which they are needed, those of the root first. A view reads a
+// directory whole when a name in it is asked for; of one of very many pages
+// only those are there in which a name on the way stands.
 func (t *tree) lead(way []step, touches []manifest.Touch) ([]manifest.Digest, error) {
 	l := leader{tree: t, seen: map[manifest.Digest]bool{}, visited: map[string]bool{"/": true}}
 	l.add(t.root.Digest)
@@ -60,7 +61,7 @@ func (t *tree) lead(way []step, touches []manifest.Touch) ([]manifest.Digest, er
 			return nil, err
 		}
 		if n, ok := t.find(s.path); ok && s.listed && n.entry.Type == manifest.Dir {
-			if err := l.all(n.entry.Digest); err != nil {
+			if err := l.all(n.entry.Digest, ""); err != nil {
 				return nil, err
 			}
 		}
@@ -92,7 +93,7 @@ func (l *leader) add(d manifest.Digest) {
 	}
 }
 
-// visit adds the pages in which the names of the path p stand, or would.
+// visit adds the pages of the folders on the path p.
 func (l *leader) visit(p string) error {
 	if l.visited[p] {
 		return nil
@@ -107,9 +108,10 @@ func (l *leader) visit(p string) error {
 	if !ok || n.entry.Type != manifest.Dir {
 		return nil
 	}
-	return l.pages(n.entry.Digest, name)
+	return l.all(n.entry.Digest, name)
 }
 
+// pages adds those in which the name stands, or would.
 func (l *leader) pages(d manifest.Digest, name string) error {
 	l.add(d)
 	p, err := manifest.DecodePage(l.tree.meta[d])
@@ -128,18 +130,22 @@ func (l *leader) pages(d manifest.Digest, name string) error {
 // needed, since a program that only changes into a folder counts as well.
 const mostListed = 16
 
-// all adds all pages of a directory.
-func (l *leader) all(d manifest.Digest) error {
+// all adds all pages of a directory, or if these are too many those in which the
+// name stands, or would.
+func (l *leader) all(d manifest.Digest, name string) error {
 	l.add(d)
 	p, err := manifest.DecodePage(l.tree.meta[d])
 	if err != nil {
 		return err
 	}
 	if len(p.Children) > mostListed {
-		return nil
+		if name == "" {
+			return nil
+		}
+		return l.pages(d, name)
 	}
 	for _, c := range p.Children {
-		if err := l.all(c.Digest); err != nil {
+		if err := l.all(c.Digest, name); err != nil {
 			return err
 		}
 	}
