@@ -131,7 +131,7 @@ func (f *flights) await(ctx context.Context, by asker, e *errand) error {
 			return nil
 		default:
 		}
-		patience := pace.patience(pace.before(e.key))
+		patience := pace.patience(pace.where(e.key))
 		if patience <= 0 {
 			f.mu.Lock()
 			defer f.mu.Unlock()

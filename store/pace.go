@@ -11,6 +11,9 @@ const (
 	// for the one who wants it to wait: 4 ms at 1 Gbit/s, 42 ms at 100 Mbit/s, in
 	// which a request of its own would hardly be answered.
 	overtakeBytes = 512 << 10
+	// overtakeSizes is the same in lengths of what is wanted. Alone it comes over one
+	// connection that has been idle, and the stream over several that have not.
+	overtakeSizes = 4
 	// overtakeAfter is how long a stream may stand still. A chunk in slow start on a
 	// long wire takes five round trips.
 	overtakeAfter = time.Second
@@ -22,24 +25,30 @@ const (
 // pace is that of work which is not overtaken.
 type pace struct {
 	mu    sync.Mutex
-	at    map[key]int64 // bytes that are sent before each
-	done  int64         // bytes that have arrived
-	moved time.Time     // when the last of them did
+	at    map[key]stretch
+	done  int64     // bytes that have arrived
+	moved time.Time // when the last of them did
 }
 
-func newPace() *pace { return &pace{at: map[key]int64{}, moved: time.Now()} }
+// A stretch is a part of a stream, in bytes.
+type stretch struct {
+	before int64 // that are sent before it
+	length int64
+}
 
-// place says that at bytes are sent before k.
-func (p *pace) place(k key, at int64) {
+func newPace() *pace { return &pace{at: map[key]stretch{}, moved: time.Now()} }
+
+// place says where in the stream k is.
+func (p *pace) place(k key, at stretch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.at[k] = at
 }
 
-// before returns how many bytes are sent before k.
-func (p *pace) before(k key) int64 {
+// where returns where in the stream k is.
+func (p *pace) where(k key) stretch {
 	if p == nil {
-		return 0
+		return stretch{}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -53,15 +62,15 @@ func (p *pace) arrived(n int64) {
 	p.done, p.moved = max(p.done, n), time.Now()
 }
 
-// patience returns how long it is worth to wait for what is sent after at bytes:
-// nothing if that is far, else until the stream has stood still for too long.
-func (p *pace) patience(at int64) time.Duration {
+// patience returns how long it is worth to wait for a part of the stream: nothing
+// if that is far, else until the stream has stood still for too long.
+func (p *pace) patience(part stretch) time.Duration {
 	if p == nil {
 		return math.MaxInt64
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if at-p.done > overtakeBytes {
+	if ahead := part.before - p.done; ahead > overtakeBytes && ahead > overtakeSizes*part.length {
 		return 0
 	}
 	return overtakeAfter - time.Since(p.moved)

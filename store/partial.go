@@ -72,8 +72,8 @@ func partialID(c manifest.Content) manifest.Digest {
 // A haul is one request for adjacent chunks, and those who wait for it.
 type haul struct {
 	by       asker
-	from, to int64 // chunks
-	at       int64 // where in by.pace's stream, in bytes
+	from, to int64   // chunks
+	at       stretch // of by.pace's stream
 	waiters  int
 	cancel   context.CancelFunc
 	dropped  bool // cancelled because nobody waited
@@ -430,8 +430,8 @@ func (p *partial) overtake(by asker, from, to int64) time.Duration {
 }
 
 // expect says that chunks which are missing among those from up to to come with
-// a stream, at bytes after its beginning. The stream passes them to deliver.
-func (p *partial) expect(by asker, from, to, at int64) *haul {
+// a stream, and where in it. The stream passes them to deliver.
+func (p *partial) expect(by asker, from, to int64, at stretch) *haul {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := &haul{by: by, from: from, to: to, at: at, waiters: 1, cancel: func() {}}

@@ -147,7 +147,7 @@ func cut(touches []*part, pace *pace) (parts []*part, keys []key) {
 		} else if t.whole {
 			seen[k] = true
 			keys = append(keys, k)
-			pace.place(k, at)
+			pace.place(k, stretch{at, t.Len})
 		}
 		begin := at
 		step := int64(manifest.ChunkSize) // so that what comes shows soon
@@ -265,7 +265,7 @@ func (st *stream) claim(ctx context.Context, by asker, snap *manifest.Snapshot, 
 // claim says that p brings chunks of pt.
 func (p *part) claim(by asker, pt *partial) {
 	from, to := p.Off/manifest.ChunkSize, manifest.Chunks(p.Off+p.Len)
-	p.haul = pt.expect(by, from, to, p.begin)
+	p.haul = pt.expect(by, from, to, stretch{p.begin, manifest.ChunkSize}) // a read waits for a chunk
 	p.partial = pt
 }
 
