@@ -64,6 +64,9 @@ type Published struct {
 	Digest   manifest.Digest // of the encoded snapshot
 }
 
+// currentName is the file that says which snapshots there are.
+const currentName = "current"
+
 const currentMagic = "srvd current 1"
 
 // maxCurrent bounds the file "current": 80 bytes for each snapshot.
@@ -80,7 +83,7 @@ func (l *Library) List() ([]Published, error) {
 
 // all returns every snapshot: by service, latest first.
 func (l *Library) all() ([]Published, error) {
-	b, err := os.ReadFile(filepath.Join(l.dir, "current"))
+	b, err := os.ReadFile(filepath.Join(l.dir, currentName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -92,7 +92,7 @@ func (l *Live) Close() error {
 
 // current returns the editions, of each service the latest first.
 func (l *Live) current() ([]*liveEdition, error) {
-	info, err := os.Stat(filepath.Join(l.lib.dir, "current"))
+	info, err := os.Stat(filepath.Join(l.lib.dir, currentName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -122,7 +122,7 @@ func (l *Library) write(p Published, ed edition) error {
 const tempPrefix = ".new-"
 
 func (l *Library) setCurrent(all []Published) error {
-	name := filepath.Join(l.dir, "current")
+	name := filepath.Join(l.dir, currentName)
 	err := writeFile(name+".new", func(w *bufio.Writer) error {
 		if _, err := fmt.Fprintln(w, currentMagic); err != nil {
 			return err

@@ -9,10 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"srvfs/manifest"
-	"srvfs/rpc/srvfspb"
 )
 
 const benchSize = 64 << 20
@@ -192,7 +190,7 @@ func BenchmarkBatch(b *testing.B) {
 	for i := range want {
 		want[i] = manifest.Range{Digest: manifest.Sum(file(i)), Len: size}
 	}
-	encode := func(b *testing.B, send func(*srvfspb.Batch) error) {
+	encode := func(b *testing.B, send func(*message) error) {
 		w := newBatchWriter(send)
 		defer w.close()
 		for i := range files {
@@ -205,20 +203,16 @@ func BenchmarkBatch(b *testing.B) {
 		}
 	}
 	var messages [][]byte
-	encode(b, func(m *srvfspb.Batch) error {
-		raw, err := proto.Marshal(m)
-		messages = append(messages, raw)
-		return err
+	encode(b, func(m *message) error {
+		messages = append(messages, bytes.Clone(m.body()))
+		m.free()
+		return nil
 	})
 	b.Run("encode", func(b *testing.B) {
 		b.SetBytes(files * size)
 		b.ReportAllocs()
-		var buf []byte
 		for b.Loop() {
-			encode(b, func(m *srvfspb.Batch) (err error) {
-				buf, err = proto.MarshalOptions{}.MarshalAppend(buf[:0], m)
-				return err
-			})
+			encode(b, func(m *message) error { m.free(); return nil })
 		}
 	})
 	b.Run("decode", func(b *testing.B) {
@@ -227,11 +221,7 @@ func BenchmarkBatch(b *testing.B) {
 		for b.Loop() {
 			a := assembler{want: want, yield: func(_ int, _ []byte, err error) error { return err }}
 			for _, raw := range messages {
-				var m srvfspb.Batch
-				if err := proto.Unmarshal(raw, &m); err != nil {
-					b.Fatal(err)
-				}
-				if err := a.add(&m); err != nil {
+				if err := a.add(raw); err != nil {
 					b.Fatal(err)
 				}
 			}

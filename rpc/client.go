@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
 
 	"srvfs/manifest"
@@ -100,7 +101,8 @@ func Dial(source *Source, id *Identity, opts ClientOptions) (*Client, error) {
 		grpc.WithReadBufferSize(ioBuffer),
 		grpc.WithWriteBufferSize(32<<10),
 		grpc.WithMaxHeaderListSize(64<<10),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxRequest)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxRequest), grpc.ForceCodecV2(wireCodec)),
+		experimental.WithBufferPool(memory),
 		grpc.WithUserAgent("srvfs"),
 	)
 	if err != nil {
@@ -184,44 +186,6 @@ func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
 	return out, nil
 }
 
-// Snapshot returns a service's snapshot with that sequence number, or the newest
-// for 0, and its encoded form, of at most [manifest.MaxSnapshot] bytes, whose
-// digest is the snapshot's.
-func (c *Client) Snapshot(ctx context.Context, service string, sequence uint64) (*manifest.Snapshot, []byte, error) {
-	what := "snapshot of " + service
-	if !manifest.ValidService(service) {
-		return nil, nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
-	}
-	w := c.watch(ctx, what)
-	defer w.close()
-	var stream srvfspb.Srvfs_SnapshotClient
-	err := w.await(func() (err error) {
-		stream, err = c.rpc.Snapshot(w.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: sequence})
-		return err
-	})
-	var raw []byte
-	for err == nil {
-		var p *srvfspb.Piece
-		if err = w.await(func() (err error) { p, err = stream.Recv(); return err }); err != nil {
-			break
-		}
-		if raw, err = appendPiece(raw, p, manifest.MaxSnapshot-int64(len(raw))); err != nil {
-			return nil, nil, c.wrap(what, err)
-		}
-	}
-	if !errors.Is(err, io.EOF) {
-		return nil, nil, w.fail(err)
-	}
-	s, err := manifest.DecodeSnapshot(raw)
-	if err != nil {
-		return nil, nil, c.wrap(what, err)
-	}
-	if s.Service != service || sequence != 0 && s.Sequence != sequence {
-		return nil, nil, c.wrap(what, fmt.Errorf("it sent number %d of %s: %w", s.Sequence, s.Service, manifest.ErrInvalid))
-	}
-	return s, raw, nil
-}
-
 // Fetch implements [manifest.Origin]. It waits for the first bytes, so that
 // content which the source does not have shows here and not in the reader. At
 // most one goroutine may read at a time.
@@ -284,11 +248,13 @@ func (c *Client) FetchBatch(ctx context.Context, want []manifest.Range, yield fu
 		return nil
 	}}
 	for err == nil {
-		var b *srvfspb.Batch
-		if err = w.await(func() (err error) { b, err = stream.Recv(); return err }); err != nil {
+		var m message
+		if err = w.await(func() error { return stream.RecvMsg(&m) }); err != nil {
 			break
 		}
-		if err := a.add(b); err != nil {
+		err := a.add(m.body())
+		m.free()
+		if err != nil {
 			if e := (*yieldError)(nil); errors.As(err, &e) {
 				return e.error
 			}

@@ -17,8 +17,9 @@ import (
 type contentReader struct {
 	watch  *watch
 	stream srvfspb.Srvfs_FetchClient
-	exact  bool  // the length was given: neither more nor less is accepted
-	left   int64 // bytes that may still come
+	exact  bool    // the length was given: neither more nor less is accepted
+	left   int64   // bytes that may still come
+	msg    message // what unread may be of
 	piece  []byte
 	unread []byte
 	err    error // sticky
@@ -47,8 +48,13 @@ func (r *contentReader) next() error {
 	if r.err != nil {
 		return r.err
 	}
-	var p *srvfspb.Piece
-	err := r.watch.await(func() (err error) { p, err = r.stream.Recv(); return err })
+	r.msg.free()
+	var raw uint32
+	var data []byte
+	err := r.watch.await(func() error { return r.stream.RecvMsg(&r.msg) })
+	if err == nil {
+		raw, data, r.err = parsePiece(r.msg.body())
+	}
 	switch {
 	case errors.Is(err, io.EOF) && r.exact && r.left > 0:
 		r.err = r.watch.client.wrap(r.watch.what, fmt.Errorf("cut short by %d bytes: %w", r.left, manifest.ErrCorrupt))
@@ -56,12 +62,13 @@ func (r *contentReader) next() error {
 		r.err = io.EOF
 	case err != nil:
 		r.err = r.watch.fail(err)
-	case p.GetRaw() == 0: // as it is: no copy
-		if r.err = checkPiece(p, r.left); r.err == nil {
-			r.unread = p.GetData()
+	case r.err != nil:
+	case raw == 0: // as it is: no copy
+		if r.err = checkPiece(raw, data, r.left); r.err == nil {
+			r.unread = data
 		}
 	default:
-		if r.piece, r.err = appendPiece(r.piece[:0], p, r.left); r.err == nil {
+		if r.piece, r.err = appendPiece(r.piece[:0], raw, data, r.left); r.err == nil {
 			r.unread = r.piece
 		}
 	}
@@ -84,10 +91,10 @@ func (r *contentReader) Close() error {
 
 // checkPiece refuses pieces that hold nothing, of which a hostile source could
 // send any number, and those that hold too much.
-func checkPiece(p *srvfspb.Piece, limit int64) error {
-	n := int64(p.GetRaw())
+func checkPiece(raw uint32, data []byte, limit int64) error {
+	n := int64(raw)
 	if n == 0 {
-		n = int64(len(p.GetData()))
+		n = int64(len(data))
 	}
 	if n == 0 {
 		return fmt.Errorf("empty piece: %w", manifest.ErrInvalid)
@@ -99,11 +106,11 @@ func checkPiece(p *srvfspb.Piece, limit int64) error {
 }
 
 // appendPiece appends what a piece holds to dst, at most limit bytes.
-func appendPiece(dst []byte, p *srvfspb.Piece, limit int64) ([]byte, error) {
-	if err := checkPiece(p, limit); err != nil {
+func appendPiece(dst []byte, raw uint32, data []byte, limit int64) ([]byte, error) {
+	if err := checkPiece(raw, data, limit); err != nil {
 		return dst, err
 	}
-	return unpack(dst, p.GetData(), p.GetRaw())
+	return unpack(dst, data, raw)
 }
 
 // An assembler makes items of the messages of one batch, whoever wrote these.
@@ -114,52 +121,47 @@ type assembler struct {
 	have  []byte // its pieces so far
 }
 
-// add takes the next message. It holds no more of an item than its range asked for.
-func (a *assembler) add(b *srvfspb.Batch) error {
-	if len(b.GetItems()) == 0 {
+// add takes the next message, an encoded Batch. It holds no more of an item than
+// its range asked for, and nothing of the message.
+func (a *assembler) add(body []byte) error {
+	if len(body) == 0 {
 		return fmt.Errorf("empty message: %w", manifest.ErrInvalid)
 	}
-	for _, v := range b.GetItems() {
-		if err := a.item(v); err != nil {
-			return err
-		}
-	}
-	return nil
+	return items(body, a.item)
 }
 
-func (a *assembler) item(v *srvfspb.Item) error {
+func (a *assembler) item(v *item) error {
 	i := a.next
-	if i >= len(a.want) || int64(v.GetIndex()) != int64(i) {
-		return fmt.Errorf("item %d where %d of %d is expected: %w", v.GetIndex(), i, len(a.want), manifest.ErrInvalid)
+	if i >= len(a.want) || int64(v.index) != int64(i) {
+		return fmt.Errorf("item %d where %d of %d is expected: %w", v.index, i, len(a.want), manifest.ErrInvalid)
 	}
-	if code := codes.Code(v.GetCode()); code != codes.OK {
-		if v.GetMore() || len(v.GetData()) > 0 {
+	if code := codes.Code(v.code); code != codes.OK {
+		if v.more || len(v.data) > 0 {
 			return fmt.Errorf("item %d: an error with content: %w", i, manifest.ErrInvalid)
 		}
 		a.next, a.have = i+1, a.have[:0]
-		return a.yield(i, nil, errorOf(code, v.GetText()))
+		return a.yield(i, nil, errorOf(code, v.text))
 	}
 	size, exact := a.want[i].Len, true
 	if size < 0 {
 		size, exact = manifest.MaxMeta, false
 	}
-	p := &srvfspb.Piece{Raw: v.GetRaw(), Data: v.GetData()}
 	var data []byte
-	if last := !v.GetMore(); last && len(p.Data) == 0 && p.Raw == 0 && len(a.have) == 0 {
+	if last := !v.more; last && len(v.data) == 0 && v.raw == 0 && len(a.have) == 0 {
 		// An empty content: the one item without bytes.
-	} else if limit := size - int64(len(a.have)); last && p.Raw == 0 && len(a.have) == 0 {
-		if err := checkPiece(p, limit); err != nil {
+	} else if limit := size - int64(len(a.have)); last && v.raw == 0 && len(a.have) == 0 {
+		if err := checkPiece(0, v.data, limit); err != nil {
 			return fmt.Errorf("item %d: %w", i, err)
 		}
-		data = p.Data // as it is: no copy
+		data = v.data // as it is: no copy
 	} else {
 		var err error
-		if a.have, err = appendPiece(a.have, p, limit); err != nil {
+		if a.have, err = appendPiece(a.have, v.raw, v.data, limit); err != nil {
 			return fmt.Errorf("item %d: %w", i, err)
 		}
 		data = a.have
 	}
-	if v.GetMore() {
+	if v.more {
 		return nil
 	}
 	if exact && int64(len(data)) != size {

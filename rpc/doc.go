@@ -22,8 +22,10 @@
 // A [Server] answers from a [Provider]. Standbys ask for content by digest; no
 // path ever travels from them. [Client] is a [manifest.Batcher]: one Fetch is
 // one stream, one FetchBatch is one stream for up to [manifest.MaxBatch] ranges,
-// in the order asked, small ones many to a message. Pieces are packed with zstd
-// where a sample shows that it pays. The wire verifies nothing that a digest
+// in the order asked, small ones many to a message. Behind a snapshot comes the
+// metadata that a start needs ([Client.Open]). Pieces are packed with zstd where a
+// sample shows that it pays; what starts need is packed beforehand
+// ([Server.Pack]). The wire verifies nothing that a digest
 // can verify: whoever asked, checks. It does check every length, index and
 // order, so that neither side can make the other hold more than was asked for.
 //
@@ -39,8 +41,8 @@
 // # Limits
 //
 // A new connection costs three round trips (TCP, TLS, HTTP/2 settings) before
-// the first request; a Client connects when it is made and keeps the connection. Flow-control
-// windows are fixed at 16 MiB, enough for 1 Gbit/s at 100 ms.
+// the first request; a Client connects when it is made and keeps the connection.
+// [Lanes.Measure] takes connections out of TCP's slow start. Flow-control windows are fixed at 16 MiB, enough for 1 Gbit/s at 100 ms.
 package rpc
 
 //go:generate protoc --proto_path=. --go_out=srvfspb --go_opt=paths=source_relative --go-grpc_out=srvfspb --go-grpc_opt=paths=source_relative srvfs.proto

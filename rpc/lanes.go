@@ -20,6 +20,8 @@ import (
 type Lanes struct {
 	clients []*Client
 	next    atomic.Uint32
+
+	measuring atomic.Pointer[context.CancelCauseFunc] // ends the measurement under way
 }
 
 var _ manifest.Batcher = (*Lanes)(nil)
@@ -68,6 +70,7 @@ func (l *Lanes) Close() error {
 
 // Fetch implements [manifest.Origin] on one of the connections, in turn.
 func (l *Lanes) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io.ReadCloser, error) {
+	l.interrupt()
 	return l.clients[int(l.next.Add(1))%len(l.clients)].Fetch(ctx, d, off, n)
 }
 
@@ -79,6 +82,7 @@ const laneShare = 64 << 10
 // connection has as many bytes to send, early ones first; they are yielded in
 // order, while those that come too early wait in the connections' windows.
 func (l *Lanes) FetchBatch(ctx context.Context, want []manifest.Range, yield func(i int, data []byte, err error) error) error {
+	l.interrupt()
 	deal := l.deal(want)
 	if len(deal) == 1 {
 		return l.clients[int(l.next.Add(1))%len(l.clients)].FetchBatch(ctx, want, yield)

@@ -7,9 +7,9 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/zstd"
+	"google.golang.org/grpc/mem"
 
 	"srvfs/manifest"
-	"srvfs/rpc/srvfspb"
 )
 
 const (
@@ -29,8 +29,6 @@ const (
 	sampleSize = 64 << 10
 	minPacked  = 512 // bytes, below which packing saves nothing worth its time
 )
-
-var pieceBuffers = sync.Pool{New: func() any { return new([pieceSize]byte) }}
 
 // Both coders work on whole pieces and keep no state between them: one of each
 // serves all calls.
@@ -136,26 +134,21 @@ func unpack(dst, data []byte, raw uint32) ([]byte, error) {
 // is enough, and when it has waited for flushAfter, even while the provider is
 // busy with the next item.
 type batchWriter struct {
-	send func(*srvfspb.Batch) error
+	send func(*message) error
 	pk   packer
 
-	mu  sync.Mutex
-	msg srvfspb.Batch
-	*batchMemory
+	mu    sync.Mutex
+	buf   *[]byte // the message so far, or nil
+	items int     // in it
 	timer *time.Timer
 	err   error // of a send; sticky
 }
 
-// A batchMemory is what a batch is gathered in; the next batch uses it again.
-type batchMemory struct {
-	items []*srvfspb.Item // up to flushItems of them
-	buf   []byte          // what the items' data points to
-}
+// messageSize is the room for a message: it is sent when it has flushSize.
+const messageSize = flushSize + pieceSize + maxHead
 
-var batchMemories = sync.Pool{New: func() any { return &batchMemory{buf: make([]byte, 0, flushSize+pieceSize)} }}
-
-func newBatchWriter(send func(*srvfspb.Batch) error) *batchWriter {
-	w := &batchWriter{send: send, batchMemory: batchMemories.Get().(*batchMemory)}
+func newBatchWriter(send func(*message) error) *batchWriter {
+	w := &batchWriter{send: send}
 	w.timer = time.AfterFunc(flushAfter, func() { _ = w.flush() }) // the error stays in w.err
 	return w
 }
@@ -165,9 +158,10 @@ func (w *batchWriter) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.timer.Stop()
-	w.msg.Items, w.buf = nil, w.buf[:0]
-	batchMemories.Put(w.batchMemory)
-	w.batchMemory = &batchMemory{} // a flush that the timer has begun finds nothing
+	if w.buf != nil {
+		memory.Put(w.buf)
+		w.buf, w.items = nil, 0 // a flush that the timer has begun finds nothing
+	}
 }
 
 // add is the yield of a FetchBatch.
@@ -175,18 +169,12 @@ func (w *batchWriter) add(i int, data []byte, err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
-		item := w.item(i)
-		item.Code, item.Text = uint32(codeOf(err)), textOf(err)
-		w.buf = append(w.buf, item.Text...) // counted, so that a message of errors stays small too
-		return w.sendIf(len(w.buf) >= flushSize || len(w.msg.Items) == flushItems)
+		return w.put(&item{index: uint32(i), code: uint32(codeOf(err)), text: textOf(err)})
 	}
 	for {
-		item, n := w.item(i), min(len(data), pieceSize)
+		n := min(len(data), pieceSize)
 		packed, raw := w.pk.pack(data[:n])
-		start := len(w.buf)
-		w.buf = append(w.buf, packed...)
-		item.More, item.Raw, item.Data = len(data) > n, raw, w.buf[start:len(w.buf):len(w.buf)]
-		if err := w.sendIf(len(w.buf) >= flushSize || len(w.msg.Items) == flushItems); err != nil {
+		if err := w.put(&item{index: uint32(i), more: len(data) > n, raw: raw, data: packed}); err != nil {
 			return err
 		}
 		if data = data[n:]; len(data) == 0 {
@@ -195,19 +183,28 @@ func (w *batchWriter) add(i int, data []byte, err error) error {
 	}
 }
 
-// item appends an item to the message.
-func (w *batchWriter) item(i int) *srvfspb.Item {
-	n := len(w.msg.Items)
-	if n == 0 {
+// addPacked adds a range that was packed before, piece by piece.
+func (w *batchWriter) addPacked(i int, pieces []frame) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for k, f := range pieces {
+		if err := w.put(&item{index: uint32(i), more: k < len(pieces)-1, raw: f.raw, data: f.data}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put appends an item to the message, and sends it if it is due.
+func (w *batchWriter) put(v *item) error {
+	if w.buf == nil {
+		w.buf = memory.Get(messageSize)
+		*w.buf = (*w.buf)[:0]
 		w.timer.Reset(flushAfter)
 	}
-	if n == len(w.items) {
-		w.items = append(w.items, &srvfspb.Item{})
-	}
-	item := w.items[n]
-	item.Index, item.More, item.Raw, item.Code, item.Text, item.Data = uint32(i), false, 0, 0, "", nil
-	w.msg.Items = append(w.msg.Items, item)
-	return item
+	*w.buf = v.append(*w.buf)
+	w.items++
+	return w.sendIf(len(*w.buf) >= flushSize || w.items == flushItems)
 }
 
 // flush sends what was gathered.
@@ -217,14 +214,13 @@ func (w *batchWriter) flush() error {
 	return w.sendIf(true)
 }
 
-// sendIf sends the message if it is due and holds anything. A message is encoded
-// when send returns, so its memory can be used again.
+// sendIf sends the message if it is due and holds anything.
 func (w *batchWriter) sendIf(due bool) error {
-	if w.err == nil && due && len(w.msg.Items) > 0 {
-		began := time.Now()
-		w.err = w.send(&w.msg)
-		w.pk.sent(len(w.buf), began)
-		w.msg.Items, w.buf = w.msg.Items[:0], w.buf[:0]
+	if w.err == nil && due && w.buf != nil {
+		n, began := len(*w.buf), time.Now()
+		w.err = w.send(&message{mem.NewBuffer(w.buf, memory)})
+		w.pk.sent(n, began)
+		w.buf, w.items = nil, 0
 	}
 	return w.err
 }

@@ -13,7 +13,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/experimental"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/mem"
 
 	"srvfs/manifest"
 	"srvfs/rpc/srvfspb"
@@ -67,6 +69,7 @@ type Server struct {
 	opts     ServerOptions
 	log      *slog.Logger
 	pairs    *limiter
+	packs    packs
 
 	mu      sync.Mutex
 	streams map[Fingerprint]int // calls under way
@@ -138,6 +141,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: idleInterval, Timeout: connTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 		grpc.WaitForHandlers(true),
+		grpc.ForceServerCodecV2(wireCodec),
+		experimental.BufferPool(memory),
 	)
 	srvfspb.RegisterSrvfsServer(g, handlers{srv: s})
 	ended := make(chan error, 1)
@@ -197,15 +202,21 @@ func (h handlers) List(ctx context.Context, _ *srvfspb.ListRequest) (*srvfspb.Li
 	return resp, nil
 }
 
+// maxAlong bounds the metadata that goes with a snapshot, in bytes before they are
+// packed: as much as a start needs, and not so much that it matters where it is
+// there already.
+const maxAlong = 512 << 10
+
 func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_SnapshotServer) error {
 	name := req.GetService()
 	if !manifest.ValidService(name) {
 		return fmt.Errorf("service %.80q: not a service name: %w", name, manifest.ErrInvalid)
 	}
-	if !callerOf(out.Context()).may(name) {
+	ctx, c := out.Context(), callerOf(out.Context())
+	if !c.may(name) {
 		return fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
 	}
-	b, err := h.srv.provider.Snapshot(out.Context(), name, req.GetSequence())
+	b, err := h.srv.provider.Snapshot(ctx, name, req.GetSequence())
 	if err != nil {
 		return err
 	}
@@ -213,15 +224,49 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		return fmt.Errorf("service %s: snapshot of %d bytes: %w", name, len(b), manifest.ErrInvalid)
 	}
 	var pk packer
-	for len(b) > 0 {
-		n := min(len(b), pieceSize)
-		data, raw := pk.pack(b[:n])
+	for rest := b; len(rest) > 0; {
+		n := min(len(rest), pieceSize)
+		data, raw := pk.pack(rest[:n])
 		if err := out.Send(&srvfspb.Piece{Data: data, Raw: raw}); err != nil {
 			return err
 		}
-		b = b[n:]
+		rest = rest[n:]
 	}
-	return nil
+	if !req.GetMetadata() {
+		return nil
+	}
+	s, err := manifest.DecodeSnapshot(b)
+	if err != nil {
+		return fmt.Errorf("service %s: %w", name, err)
+	}
+	left := maxAlong
+	enough := errors.New("enough")
+	err = h.srv.provider.Origin(c.may).FetchBatch(ctx, metadataOf(s), func(_ int, page []byte, err error) error {
+		if err != nil || len(page) == 0 || len(page) > pieceSize {
+			return nil // the standby asks for it if it needs it, and gets the error there
+		}
+		if left -= len(page); left < 0 {
+			return enough
+		}
+		data, raw := pk.pack(page)
+		return out.Send(&srvfspb.Piece{Data: data, Raw: raw, Metadata: true})
+	})
+	if errors.Is(err, enough) {
+		return nil
+	}
+	return err
+}
+
+// metadataOf returns the ranges of a snapshot's root page, and of the metadata
+// that its profile leads through: not more than one batch.
+func metadataOf(s *manifest.Snapshot) []manifest.Range {
+	want := []manifest.Range{{Digest: s.Root.Digest, Len: -1}}
+	for _, d := range s.Metadata[:min(len(s.Metadata), manifest.MaxBatch-1)] {
+		if d != s.Root.Digest {
+			want = append(want, manifest.Range{Digest: d, Len: -1})
+		}
+	}
+	return want
 }
 
 // checkRange reads a range from the wire.
@@ -249,21 +294,18 @@ func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
 	var pk packer
-	buf := pieceBuffers.Get().(*[pieceSize]byte)
-	defer pieceBuffers.Put(buf)
 	for sent := int64(0); ; {
 		want := int64(pieceSize)
 		if r.Len >= 0 {
 			want = min(want, r.Len-sent)
 		}
-		n, err := io.ReadFull(body, buf[:want])
+		m, n, err := readPiece(body, int(want), &pk)
 		if n > 0 {
-			data, raw := pk.pack(buf[:n])
-			began := time.Now()
-			if err := out.Send(&srvfspb.Piece{Data: data, Raw: raw}); err != nil {
+			size, began := len(m.body()), time.Now()
+			if err := out.SendMsg(m); err != nil {
 				return err
 			}
-			pk.sent(len(data), began)
+			pk.sent(size, began)
 			sent += int64(n)
 		}
 		switch {
@@ -278,6 +320,26 @@ func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer
 			return nil
 		}
 	}
+}
+
+// readPiece reads the next n bytes into an encoded Piece, or fewer with the error.
+func readPiece(body io.Reader, n int, pk *packer) (*message, int, error) {
+	buf := memory.Get(pieceHead + n)
+	n, err := io.ReadFull(body, (*buf)[pieceHead:])
+	if n == 0 {
+		memory.Put(buf)
+		return nil, 0, err
+	}
+	if packed, raw := pk.pack((*buf)[pieceHead : pieceHead+n]); raw > 0 {
+		memory.Put(buf)
+		buf = memory.Get(2*pieceHead + len(packed))
+		*buf = appendPackedPiece((*buf)[:0], packed, raw)
+		return &message{mem.NewBuffer(buf, memory)}, n, err
+	}
+	from := putPieceHead(*buf, pieceHead, n)
+	whole := mem.NewBuffer(buf, memory)
+	defer whole.Free()
+	return &message{whole.Slice(from, pieceHead+n)}, n, err
 }
 
 func (h handlers) FetchBatch(req *srvfspb.FetchBatchRequest, out srvfspb.Srvfs_FetchBatchServer) error {
@@ -297,10 +359,25 @@ func (h handlers) FetchBatch(req *srvfspb.FetchBatchRequest, out srvfspb.Srvfs_F
 		want[i] = r
 	}
 	ctx := out.Context()
-	w := newBatchWriter(out.Send)
+	w := newBatchWriter(func(m *message) error { return out.SendMsg(m) })
 	defer w.close()
-	if err := h.srv.provider.Origin(callerOf(ctx).may).FetchBatch(ctx, want, w.add); err != nil {
-		return err
+	may := callerOf(ctx).may
+	origin := h.srv.provider.Origin(may)
+	packed := h.srv.packs.find(may, want)
+	for i := 0; i < len(want); {
+		if packed[i] != nil {
+			if err := w.addPacked(i, packed[i]); err != nil {
+				return err
+			}
+			i++
+			continue
+		}
+		first := i
+		for i++; i < len(want) && packed[i] == nil; i++ {
+		}
+		if err := origin.FetchBatch(ctx, want[first:i], func(k int, data []byte, err error) error { return w.add(first+k, data, err) }); err != nil {
+			return err
+		}
 	}
 	return w.flush()
 }

@@ -27,18 +27,21 @@ import (
 // A library is a Provider in memory.
 type library struct {
 	mu       sync.Mutex
+	sequence uint64
 	snapshot map[string][]byte
 	content  map[string]map[manifest.Digest][]byte // by service
 	stale    map[manifest.Digest]string            // path
 
 	// gate, if not nil, is asked before each read of a body after the first.
-	gate   func(ctx context.Context) error
-	bodies atomic.Int64 // open ones
-	closed chan struct{}
+	gate    func(ctx context.Context) error
+	bodies  atomic.Int64 // open ones
+	batches atomic.Int64 // requests
+	closed  chan struct{}
 }
 
 func newLibrary(t testing.TB) *library {
 	l := &library{
+		sequence: 7,
 		snapshot: map[string][]byte{},
 		content:  map[string]map[manifest.Digest][]byte{"web": maps.Clone(someContents()), "mail": {}},
 		stale:    map[manifest.Digest]string{manifest.Sum([]byte("old")): "/etc/motd"},
@@ -77,16 +80,20 @@ var someTouches = sync.OnceValue(func() (all []manifest.Touch) {
 var someContents = sync.OnceValue(origintest.Contents)
 
 func (l *library) Services(context.Context) ([]ServiceInfo, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var out []ServiceInfo
 	for _, name := range slices.Sorted(maps.Keys(l.snapshot)) {
-		out = append(out, ServiceInfo{Name: name, Sequence: 7, Created: time.Unix(1, 2), Digest: manifest.Sum(l.snapshot[name]), Totals: manifest.Totals{Entries: 4, Files: 3, Bytes: 2, Dirs: 1}})
+		out = append(out, ServiceInfo{Name: name, Sequence: l.sequence, Created: time.Unix(1, 2), Digest: manifest.Sum(l.snapshot[name]), Totals: manifest.Totals{Entries: 4, Files: 3, Bytes: 2, Dirs: 1}})
 	}
 	return out, nil
 }
 
 func (l *library) Snapshot(_ context.Context, service string, sequence uint64) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	b, ok := l.snapshot[service]
-	if !ok || sequence != 0 && sequence != 7 {
+	if !ok || sequence != 0 && sequence != l.sequence {
 		return nil, fmt.Errorf("service %s has no snapshot %d: %w", service, sequence, manifest.ErrNotFound)
 	}
 	return b, nil
@@ -142,6 +149,7 @@ func (o *libraryOrigin) Fetch(ctx context.Context, d manifest.Digest, off, n int
 }
 
 func (o *libraryOrigin) FetchBatch(ctx context.Context, want []manifest.Range, yield func(int, []byte, error) error) error {
+	o.batches.Add(1)
 	for i, r := range want {
 		if i > 0 && o.gate != nil {
 			if err := o.gate(ctx); err != nil {
@@ -187,6 +195,7 @@ type world struct {
 	peers   *Peers
 	addr    string
 	stop    func() // ends the server and waits for it
+	packing bool   // before it serves
 	standby *Identity
 	sources *Sources
 }
@@ -226,9 +235,15 @@ func (w *world) serve(addr string, opts ServerOptions) {
 	w.addr = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
+	server := NewServer(w.source, w.peers, w.lib, opts)
+	if w.packing {
+		if err := server.Pack(ctx); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	go func() {
 		defer close(ended)
-		if err := NewServer(w.source, w.peers, w.lib, opts).Serve(ctx, l); err != nil {
+		if err := server.Serve(ctx, l); err != nil {
 			w.t.Errorf("serve: %v", err)
 		}
 	}()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,7 +51,22 @@ and pairings made meanwhile by other srvd commands are seen at once.
 			}
 			log := p.log()
 			log.Info("serving", "address", l.Addr().String(), "fingerprint", id.Fingerprint().String())
-			return rpc.NewServer(id, peers, provider{lib, live}, rpc.ServerOptions{Log: log}).Serve(c.Context(), l)
+			server := rpc.NewServer(id, peers, provider{lib, live}, rpc.ServerOptions{Log: log})
+			ctx, end := context.WithCancel(c.Context())
+			var work sync.WaitGroup
+			defer work.Wait()
+			defer end()
+			work.Go(func() {
+				err := lib.Watch(ctx, func() {
+					if err := server.Pack(ctx); err != nil && ctx.Err() == nil {
+						log.Warn("starts on standbys will take longer", "error", err)
+					}
+				})
+				if err != nil {
+					log.Warn("starts on standbys will take longer", "error", err)
+				}
+			})
+			return server.Serve(ctx, l)
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", ":"+strconv.Itoa(rpc.DefaultPort), "address and port to listen on")

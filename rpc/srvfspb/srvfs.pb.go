@@ -312,6 +312,7 @@ type SnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
+	Metadata      bool                   `protobuf:"varint,3,opt,name=metadata,proto3" json:"metadata,omitempty"` // metadata is to follow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -358,6 +359,13 @@ func (x *SnapshotRequest) GetSequence() uint64 {
 		return x.Sequence
 	}
 	return 0
+}
+
+func (x *SnapshotRequest) GetMetadata() bool {
+	if x != nil {
+		return x.Metadata
+	}
+	return false
 }
 
 // A Range is len bytes of a content from off; a negative len means to its end.
@@ -509,20 +517,67 @@ func (x *FetchBatchRequest) GetRanges() []*Range {
 	return nil
 }
 
+type MeasureRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bytes         uint32                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"` // at most 16 MiB
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MeasureRequest) Reset() {
+	*x = MeasureRequest{}
+	mi := &file_srvfs_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MeasureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MeasureRequest) ProtoMessage() {}
+
+func (x *MeasureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_srvfs_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MeasureRequest.ProtoReflect.Descriptor instead.
+func (*MeasureRequest) Descriptor() ([]byte, []int) {
+	return file_srvfs_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MeasureRequest) GetBytes() uint32 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 // A Piece is the next part of one content.
 type Piece struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// raw is not zero when data is a zstd frame, and then counts its bytes when
 	// unpacked. Each piece is a frame of its own.
-	Raw           uint32 `protobuf:"varint,1,opt,name=raw,proto3" json:"raw,omitempty"`
-	Data          []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	Raw  uint32 `protobuf:"varint,1,opt,name=raw,proto3" json:"raw,omitempty"`
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// after a snapshot: a whole directory page or chunk list, which its digest
+	// tells from others
+	Metadata      bool `protobuf:"varint,3,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Piece) Reset() {
 	*x = Piece{}
-	mi := &file_srvfs_proto_msgTypes[9]
+	mi := &file_srvfs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +589,7 @@ func (x *Piece) String() string {
 func (*Piece) ProtoMessage() {}
 
 func (x *Piece) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[9]
+	mi := &file_srvfs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +602,7 @@ func (x *Piece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Piece.ProtoReflect.Descriptor instead.
 func (*Piece) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{9}
+	return file_srvfs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Piece) GetRaw() uint32 {
@@ -564,6 +619,13 @@ func (x *Piece) GetData() []byte {
 	return nil
 }
 
+func (x *Piece) GetMetadata() bool {
+	if x != nil {
+		return x.Metadata
+	}
+	return false
+}
+
 // A Batch holds the next items of a batch.
 type Batch struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -574,7 +636,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_srvfs_proto_msgTypes[10]
+	mi := &file_srvfs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +648,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[10]
+	mi := &file_srvfs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +661,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{10}
+	return file_srvfs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Batch) GetItems() []*Item {
@@ -624,7 +686,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_srvfs_proto_msgTypes[11]
+	mi := &file_srvfs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -636,7 +698,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[11]
+	mi := &file_srvfs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -649,7 +711,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{11}
+	return file_srvfs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Item) GetIndex() uint32 {
@@ -704,7 +766,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_srvfs_proto_msgTypes[12]
+	mi := &file_srvfs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +778,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[12]
+	mi := &file_srvfs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +791,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{12}
+	return file_srvfs_proto_rawDescGZIP(), []int{13}
 }
 
 var File_srvfs_proto protoreflect.FileDescriptor
@@ -754,10 +816,11 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04dirs\x18\b \x01(\x04R\x04dirs\"G\n" +
+	"\x04dirs\x18\b \x01(\x04R\x04dirs\"c\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"C\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
+	"\bmetadata\x18\x03 \x01(\bR\bmetadata\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +
@@ -765,10 +828,13 @@ const file_srvfs_proto_rawDesc = "" +
 	"\fFetchRequest\x12%\n" +
 	"\x05range\x18\x01 \x01(\v2\x0f.srvfs.v1.RangeR\x05range\"<\n" +
 	"\x11FetchBatchRequest\x12'\n" +
-	"\x06ranges\x18\x01 \x03(\v2\x0f.srvfs.v1.RangeR\x06ranges\"-\n" +
+	"\x06ranges\x18\x01 \x03(\v2\x0f.srvfs.v1.RangeR\x06ranges\"&\n" +
+	"\x0eMeasureRequest\x12\x14\n" +
+	"\x05bytes\x18\x01 \x01(\rR\x05bytes\"I\n" +
 	"\x05Piece\x12\x10\n" +
 	"\x03raw\x18\x01 \x01(\rR\x03raw\x12\x12\n" +
-	"\x04data\x18\x02 \x01(\fR\x04data\"-\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x1a\n" +
+	"\bmetadata\x18\x03 \x01(\bR\bmetadata\"-\n" +
 	"\x05Batch\x12$\n" +
 	"\x05items\x18\x01 \x03(\v2\x0e.srvfs.v1.ItemR\x05items\"~\n" +
 	"\x04Item\x12\x14\n" +
@@ -778,14 +844,15 @@ const file_srvfs_proto_rawDesc = "" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x12\n" +
 	"\x04text\x18\x05 \x01(\tR\x04text\x12\x12\n" +
 	"\x04data\x18\x06 \x01(\fR\x04data\"\t\n" +
-	"\aFailure2\xa1\x02\n" +
+	"\aFailure2\xd9\x02\n" +
 	"\x05Srvfs\x125\n" +
 	"\x04Pair\x12\x15.srvfs.v1.PairRequest\x1a\x16.srvfs.v1.PairResponse\x125\n" +
 	"\x04List\x12\x15.srvfs.v1.ListRequest\x1a\x16.srvfs.v1.ListResponse\x128\n" +
 	"\bSnapshot\x12\x19.srvfs.v1.SnapshotRequest\x1a\x0f.srvfs.v1.Piece0\x01\x122\n" +
 	"\x05Fetch\x12\x16.srvfs.v1.FetchRequest\x1a\x0f.srvfs.v1.Piece0\x01\x12<\n" +
 	"\n" +
-	"FetchBatch\x12\x1b.srvfs.v1.FetchBatchRequest\x1a\x0f.srvfs.v1.Batch0\x01B\x13Z\x11srvfs/rpc/srvfspbb\x06proto3"
+	"FetchBatch\x12\x1b.srvfs.v1.FetchBatchRequest\x1a\x0f.srvfs.v1.Batch0\x01\x126\n" +
+	"\aMeasure\x12\x18.srvfs.v1.MeasureRequest\x1a\x0f.srvfs.v1.Piece0\x01B\x13Z\x11srvfs/rpc/srvfspbb\x06proto3"
 
 var (
 	file_srvfs_proto_rawDescOnce sync.Once
@@ -799,7 +866,7 @@ func file_srvfs_proto_rawDescGZIP() []byte {
 	return file_srvfs_proto_rawDescData
 }
 
-var file_srvfs_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_srvfs_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_srvfs_proto_goTypes = []any{
 	(*PairRequest)(nil),       // 0: srvfs.v1.PairRequest
 	(*PairResponse)(nil),      // 1: srvfs.v1.PairResponse
@@ -810,28 +877,31 @@ var file_srvfs_proto_goTypes = []any{
 	(*Range)(nil),             // 6: srvfs.v1.Range
 	(*FetchRequest)(nil),      // 7: srvfs.v1.FetchRequest
 	(*FetchBatchRequest)(nil), // 8: srvfs.v1.FetchBatchRequest
-	(*Piece)(nil),             // 9: srvfs.v1.Piece
-	(*Batch)(nil),             // 10: srvfs.v1.Batch
-	(*Item)(nil),              // 11: srvfs.v1.Item
-	(*Failure)(nil),           // 12: srvfs.v1.Failure
+	(*MeasureRequest)(nil),    // 9: srvfs.v1.MeasureRequest
+	(*Piece)(nil),             // 10: srvfs.v1.Piece
+	(*Batch)(nil),             // 11: srvfs.v1.Batch
+	(*Item)(nil),              // 12: srvfs.v1.Item
+	(*Failure)(nil),           // 13: srvfs.v1.Failure
 }
 var file_srvfs_proto_depIdxs = []int32{
 	4,  // 0: srvfs.v1.ListResponse.services:type_name -> srvfs.v1.Service
 	6,  // 1: srvfs.v1.FetchRequest.range:type_name -> srvfs.v1.Range
 	6,  // 2: srvfs.v1.FetchBatchRequest.ranges:type_name -> srvfs.v1.Range
-	11, // 3: srvfs.v1.Batch.items:type_name -> srvfs.v1.Item
+	12, // 3: srvfs.v1.Batch.items:type_name -> srvfs.v1.Item
 	0,  // 4: srvfs.v1.Srvfs.Pair:input_type -> srvfs.v1.PairRequest
 	2,  // 5: srvfs.v1.Srvfs.List:input_type -> srvfs.v1.ListRequest
 	5,  // 6: srvfs.v1.Srvfs.Snapshot:input_type -> srvfs.v1.SnapshotRequest
 	7,  // 7: srvfs.v1.Srvfs.Fetch:input_type -> srvfs.v1.FetchRequest
 	8,  // 8: srvfs.v1.Srvfs.FetchBatch:input_type -> srvfs.v1.FetchBatchRequest
-	1,  // 9: srvfs.v1.Srvfs.Pair:output_type -> srvfs.v1.PairResponse
-	3,  // 10: srvfs.v1.Srvfs.List:output_type -> srvfs.v1.ListResponse
-	9,  // 11: srvfs.v1.Srvfs.Snapshot:output_type -> srvfs.v1.Piece
-	9,  // 12: srvfs.v1.Srvfs.Fetch:output_type -> srvfs.v1.Piece
-	10, // 13: srvfs.v1.Srvfs.FetchBatch:output_type -> srvfs.v1.Batch
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
+	9,  // 9: srvfs.v1.Srvfs.Measure:input_type -> srvfs.v1.MeasureRequest
+	1,  // 10: srvfs.v1.Srvfs.Pair:output_type -> srvfs.v1.PairResponse
+	3,  // 11: srvfs.v1.Srvfs.List:output_type -> srvfs.v1.ListResponse
+	10, // 12: srvfs.v1.Srvfs.Snapshot:output_type -> srvfs.v1.Piece
+	10, // 13: srvfs.v1.Srvfs.Fetch:output_type -> srvfs.v1.Piece
+	11, // 14: srvfs.v1.Srvfs.FetchBatch:output_type -> srvfs.v1.Batch
+	10, // 15: srvfs.v1.Srvfs.Measure:output_type -> srvfs.v1.Piece
+	10, // [10:16] is the sub-list for method output_type
+	4,  // [4:10] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -848,7 +918,7 @@ func file_srvfs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_srvfs_proto_rawDesc), len(file_srvfs_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,7 @@ const (
 	Srvfs_Snapshot_FullMethodName   = "/srvfs.v1.Srvfs/Snapshot"
 	Srvfs_Fetch_FullMethodName      = "/srvfs.v1.Srvfs/Fetch"
 	Srvfs_FetchBatch_FullMethodName = "/srvfs.v1.Srvfs/FetchBatch"
+	Srvfs_Measure_FullMethodName    = "/srvfs.v1.Srvfs/Measure"
 )
 
 // SrvfsClient is the client API for Srvfs service.
@@ -38,12 +39,16 @@ type SrvfsClient interface {
 	Pair(ctx context.Context, in *PairRequest, opts ...grpc.CallOption) (*PairResponse, error)
 	// List names the services that the peer may read.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
-	// Snapshot sends one encoded snapshot in pieces.
+	// Snapshot sends one encoded snapshot in pieces, and then, if asked, metadata
+	// that its profile leads through, as far as it is not much.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
 	// Fetch sends one range of one content in pieces.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
 	// FetchBatch sends many ranges, in the order asked.
 	FetchBatch(ctx context.Context, in *FetchBatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Batch], error)
+	// Measure sends bytes that mean nothing and do not pack, so that both ends learn
+	// what the wire can carry before it matters.
+	Measure(ctx context.Context, in *MeasureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
 }
 
 type srvfsClient struct {
@@ -131,6 +136,25 @@ func (c *srvfsClient) FetchBatch(ctx context.Context, in *FetchBatchRequest, opt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Srvfs_FetchBatchClient = grpc.ServerStreamingClient[Batch]
 
+func (c *srvfsClient) Measure(ctx context.Context, in *MeasureRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Srvfs_ServiceDesc.Streams[3], Srvfs_Measure_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[MeasureRequest, Piece]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Srvfs_MeasureClient = grpc.ServerStreamingClient[Piece]
+
 // SrvfsServer is the server API for Srvfs service.
 // All implementations must embed UnimplementedSrvfsServer
 // for forward compatibility.
@@ -140,12 +164,16 @@ type SrvfsServer interface {
 	Pair(context.Context, *PairRequest) (*PairResponse, error)
 	// List names the services that the peer may read.
 	List(context.Context, *ListRequest) (*ListResponse, error)
-	// Snapshot sends one encoded snapshot in pieces.
+	// Snapshot sends one encoded snapshot in pieces, and then, if asked, metadata
+	// that its profile leads through, as far as it is not much.
 	Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[Piece]) error
 	// Fetch sends one range of one content in pieces.
 	Fetch(*FetchRequest, grpc.ServerStreamingServer[Piece]) error
 	// FetchBatch sends many ranges, in the order asked.
 	FetchBatch(*FetchBatchRequest, grpc.ServerStreamingServer[Batch]) error
+	// Measure sends bytes that mean nothing and do not pack, so that both ends learn
+	// what the wire can carry before it matters.
+	Measure(*MeasureRequest, grpc.ServerStreamingServer[Piece]) error
 	mustEmbedUnimplementedSrvfsServer()
 }
 
@@ -170,6 +198,9 @@ func (UnimplementedSrvfsServer) Fetch(*FetchRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedSrvfsServer) FetchBatch(*FetchBatchRequest, grpc.ServerStreamingServer[Batch]) error {
 	return status.Error(codes.Unimplemented, "method FetchBatch not implemented")
+}
+func (UnimplementedSrvfsServer) Measure(*MeasureRequest, grpc.ServerStreamingServer[Piece]) error {
+	return status.Error(codes.Unimplemented, "method Measure not implemented")
 }
 func (UnimplementedSrvfsServer) mustEmbedUnimplementedSrvfsServer() {}
 func (UnimplementedSrvfsServer) testEmbeddedByValue()               {}
@@ -261,6 +292,17 @@ func _Srvfs_FetchBatch_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Srvfs_FetchBatchServer = grpc.ServerStreamingServer[Batch]
 
+func _Srvfs_Measure_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(MeasureRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(SrvfsServer).Measure(m, &grpc.GenericServerStream[MeasureRequest, Piece]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Srvfs_MeasureServer = grpc.ServerStreamingServer[Piece]
+
 // Srvfs_ServiceDesc is the grpc.ServiceDesc for Srvfs service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -291,6 +333,11 @@ var Srvfs_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "FetchBatch",
 			Handler:       _Srvfs_FetchBatch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Measure",
+			Handler:       _Srvfs_Measure_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -8,6 +8,7 @@ import (
 
 	"srvfs/fs"
 	"srvfs/manifest"
+	"srvfs/rpc"
 	"srvfs/store"
 )
 
@@ -15,9 +16,9 @@ import (
 type opened struct {
 	snapshot *manifest.Snapshot
 	reader   *store.Reader
-	key      string // the source's ID, whatever name or address it was called by
-	fresh    bool   // the snapshot came from the source just now
-	offline  error  // why the source could not be asked; nil if it was
+	key      string       // the source's ID, whatever name or address it was called by
+	fresh    *rpc.Opening // what came from the source just now; nil if the snapshot was stored here
+	offline  error        // why the source could not be asked; nil if it was
 
 	// Of everything that is done for it in the background. It ends with the view
 	// that shows it, or when there will be none.
@@ -39,9 +40,10 @@ func (d *daemon) find(ctx context.Context, source string) (w *ways, key string, 
 	return w, s.Fingerprint.ID(), err
 }
 
-// read returns what reads content over these connections.
-func (d *daemon) read(source string, w *ways) *store.Reader {
-	return d.store.Reader(store.Source{Name: source, Origin: w.demand, Bulk: w.bulk})
+// read returns what reads content over these connections; what somebody waits for
+// is asked of demand.
+func (d *daemon) read(source string, demand manifest.Batcher, w *ways) *store.Reader {
+	return d.store.Reader(store.Source{Name: source, Origin: demand, Bulk: w.bulk})
 }
 
 // reader returns what reads content from a source.
@@ -50,7 +52,7 @@ func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, erro
 	if err != nil {
 		return nil, err
 	}
-	return d.read(source, w), nil
+	return d.read(source, w.demand, w), nil
 }
 
 // latest returns the newest snapshot of a service: the source's, or, if that
@@ -63,12 +65,6 @@ func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened,
 	if err != nil {
 		return nil, err
 	}
-	o := d.opened(key, d.read(source, w))
-	defer func() {
-		if err != nil {
-			o.cancel()
-		}
-	}()
 	stored, storedErr := d.store.LoadSnapshot(key, service)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
 		d.Log.Warn("stored snapshot", "source", source, "service", service, "error", storedErr)
@@ -77,25 +73,29 @@ func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened,
 	if stored != nil {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
-	o.snapshot, _, o.offline = w.demand.Snapshot(ask, service, 0)
+	opening, offline := w.demand.Open(ask, service, 0)
 	cancel()
-	if o.offline != nil {
+	if offline != nil {
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case stored == nil:
-			return nil, fmt.Errorf("service %s of %s: %w (and no snapshot of it is stored here)", service, source, o.offline)
+			return nil, fmt.Errorf("service %s of %s: %w (and no snapshot of it is stored here)", service, source, offline)
 		}
-		o.snapshot = stored
-		if !errors.Is(o.offline, manifest.ErrUnavailable) {
-			d.Log.Warn("the source refuses; using the snapshot stored here", "source", source, "service", service, "error", o.offline)
+		if !errors.Is(offline, manifest.ErrUnavailable) {
+			d.Log.Warn("the source refuses; using the snapshot stored here", "source", source, "service", service, "error", offline)
 		}
+		o := d.opened(key, d.read(source, w.demand, w))
+		o.snapshot, o.offline = stored, offline
 		return o, nil
 	}
-	if o.snapshot.Service != service {
-		return nil, fmt.Errorf("source %s answered with a snapshot of %q when asked for %q: %w", source, o.snapshot.Service, service, manifest.ErrInvalid)
-	}
-	o.fresh = true
+	o := d.opened(key, d.read(source, opening, w))
+	o.snapshot, o.fresh = opening.Snapshot, opening
+	d.work.Go(func() {
+		if err := opening.Receive(o.background); err != nil && o.background.Err() == nil {
+			d.Log.Warn("metadata behind the snapshot", "source", source, "service", service, "error", err)
+		}
+	})
 	return o, nil
 }
 
@@ -107,20 +107,24 @@ func (d *daemon) opened(key string, r *store.Reader) *opened {
 
 // keep stores the snapshot if it came from the source just now.
 func (d *daemon) keep(o *opened) error {
-	if !o.fresh {
+	if o.fresh == nil {
 		return nil
 	}
 	return d.store.SaveSnapshot(o.key, o.snapshot)
 }
 
 // prepare brings in the root directory, without which there is no view, and
-// begins to bring in the pages that the profile leads through, all in one batch.
-// They are fetched when they are looked up at the latest.
+// begins to bring in the pages that the profile leads through, all in one batch,
+// or as they come behind the snapshot. They are fetched when they are looked up at
+// the latest.
 func (d *daemon) prepare(ctx context.Context, o *opened) error {
 	d.work.Go(func() {
 		want := append([]manifest.Digest{o.snapshot.Root.Digest}, o.snapshot.Metadata...)
 		if _, err := o.reader.Meta(o.background, want); err != nil && o.background.Err() == nil {
 			d.Log.Warn("directories that the service will need", "service", o.snapshot.Service, "error", err)
+		}
+		if o.fresh != nil {
+			o.fresh.Forget()
 		}
 	})
 	if _, err := o.reader.Meta(ctx, []manifest.Digest{o.snapshot.Root.Digest}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 
+	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/rpc"
 )
@@ -53,8 +54,16 @@ func (w *ways) leadsTo(addresses []string) bool {
 // not answer, only one of them tries.
 func (d *daemon) keepConnected(ctx context.Context, w *ways) {
 	for w.demand.AwaitConnected(ctx) == nil {
-		if w.bulk.AwaitConnected(ctx) == nil {
-			d.Log.Info("connected", "source", w.source.String())
+		if w.bulk.AwaitConnected(ctx) != nil {
+			continue
+		}
+		rate, err := w.bulk.Measure(ctx)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			d.Log.Warn("connected", "source", w.source.String(), "error", err)
+		default:
+			d.Log.Info("connected", "source", w.source.String(), "rate", cli.Bytes(uint64(rate))+"/s")
 		}
 		if w.demand.AwaitLost(ctx) == nil {
 			d.Log.Warn("connection lost", "source", w.source.String())
