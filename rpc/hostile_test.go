@@ -24,7 +24,7 @@ type liar struct {
 	pieces  []*srvfspb.Piece
 	batches []*srvfspb.Batch
 	endless bool
-	silent  bool // after the last piece of a snapshot, which does not end
+	silent  bool // after the last piece of a snapshot or measurement, which does not end
 }
 
 func (l *liar) List(context.Context, *srvfspb.ListRequest) (*srvfspb.ListResponse, error) {
@@ -32,15 +32,20 @@ func (l *liar) List(context.Context, *srvfspb.ListRequest) (*srvfspb.ListRespons
 }
 
 func (l *liar) Snapshot(_ *srvfspb.SnapshotRequest, s srvfspb.Srvfs_SnapshotServer) error {
+	return l.send(s)
+}
+
+func (l *liar) Measure(_ *srvfspb.MeasureRequest, s srvfspb.Srvfs_MeasureServer) error {
+	return l.send(s)
+}
+
+// send sends the pieces, and does not end if the liar is to be silent.
+func (l *liar) send(s grpc.ServerStreamingServer[srvfspb.Piece]) error {
 	if err := sendAll(s.Send, l.pieces, l.endless); err != nil || !l.silent {
 		return err
 	}
 	<-s.Context().Done()
 	return s.Context().Err()
-}
-
-func (l *liar) Measure(_ *srvfspb.MeasureRequest, s srvfspb.Srvfs_MeasureServer) error {
-	return sendAll(s.Send, l.pieces, l.endless)
 }
 
 func (l *liar) Fetch(_ *srvfspb.FetchRequest, s srvfspb.Srvfs_FetchServer) error {

@@ -21,10 +21,11 @@ import (
 // connections has them learn before they are needed. A measurement moves as much as
 // a wire of 1 Gbit/s and 50 ms takes to be full, or what comes in a moment.
 const (
-	measureBytes = 3 << 20 // on each lane
+	measureFirst = 64 << 10 // on each lane
+	measureBytes = 3 << 20  // on each lane, altogether
 	measureMax   = 16 << 20
 	// measureTime, and measureTrips in round trips, whichever is longer, bound it: on
-	// a slow wire little is moved.
+	// a slow wire little is moved, but for what was asked for last.
 	measureTime  = 250 * time.Millisecond
 	measureTrips = 12
 )
@@ -84,37 +85,54 @@ func (l *Lanes) interrupt() {
 	}
 }
 
+// measure asks for twice as much each time, and takes all of it: what is on its way
+// when nobody wants it any more would be in the way of what follows.
 func (c *Client) measure(ctx context.Context, moved *atomic.Int64) error {
-	const what = "measure the wire"
-	w := c.watch(ctx, what)
+	w := c.watch(ctx, "measure the wire")
 	defer w.close()
 	start := time.Now()
-	var stream srvfspb.Srvfs_MeasureClient
-	err := w.await(func() (err error) {
-		stream, err = c.rpc.Measure(w.ctx, &srvfspb.MeasureRequest{Bytes: measureBytes})
-		return err
-	})
 	var limit time.Duration
-	for got := int64(0); err == nil; {
-		var p *srvfspb.Piece
-		if err = w.await(func() (err error) { p, err = stream.Recv(); return err }); err != nil {
-			break
+	for n, left := measureFirst, measureBytes; left > 0; n *= 2 {
+		n = min(n, left)
+		if err := c.noise(w, n); err != nil {
+			return err
 		}
+		left -= n
+		moved.Add(int64(n))
 		took := time.Since(start)
 		if limit == 0 {
 			limit = max(measureTime, measureTrips*took)
 		}
-		n := int64(len(p.GetData()))
-		if got += n; n == 0 || got > measureBytes {
-			return c.wrap(what, fmt.Errorf("%d bytes where %d were asked for: %w", got, measureBytes, manifest.ErrInvalid))
-		}
-		moved.Add(n)
 		if took > limit {
-			return nil
+			break
 		}
 	}
-	if !errors.Is(err, io.EOF) {
+	return nil
+}
+
+// noise receives n bytes.
+func (c *Client) noise(w *watch, n int) error {
+	var stream srvfspb.Srvfs_MeasureClient
+	err := w.await(func() (err error) {
+		stream, err = c.rpc.Measure(w.ctx, &srvfspb.MeasureRequest{Bytes: uint32(n)})
+		return err
+	})
+	got := 0
+	for err == nil {
+		var p *srvfspb.Piece
+		if err = w.await(func() (err error) { p, err = stream.Recv(); return err }); err != nil {
+			break
+		}
+		k := len(p.GetData())
+		if got += k; k == 0 || got > n {
+			return c.wrap(w.what, fmt.Errorf("%d bytes where %d were asked for: %w", got, n, manifest.ErrInvalid))
+		}
+	}
+	switch {
+	case !errors.Is(err, io.EOF):
 		return w.fail(err)
+	case got < n:
+		return c.wrap(w.what, fmt.Errorf("%d bytes where %d were asked for: %w", got, n, manifest.ErrInvalid))
 	}
 	return nil
 }
