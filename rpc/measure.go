@@ -22,7 +22,7 @@ import (
 // a wire of 1 Gbit/s and 50 ms takes to be full, or what comes in a moment.
 const (
 	measureFirst = 64 << 10 // on each lane
-	measureBytes = 3 << 20  // on each lane, altogether
+	measureBytes = 4 << 20  // on each lane, altogether
 	measureMax   = 16 << 20
 	// measureTime, and measureTrips in round trips, whichever is longer, bound it: on
 	// a slow wire little is moved, but for what was asked for last.
