@@ -242,8 +242,10 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 	left := maxAlong
 	enough := errors.New("enough")
 	err = h.srv.provider.Origin(c.may).FetchBatch(ctx, metadataOf(s), func(_ int, page []byte, err error) error {
-		if err != nil || len(page) == 0 || len(page) > pieceSize {
-			return nil // the standby asks for it if it needs it, and gets the error there
+		// What is not sent the standby asks for if it needs it, and there it gets
+		// the error.
+		if send := err == nil && len(page) > 0 && len(page) <= pieceSize; !send {
+			return nil
 		}
 		if left -= len(page); left < 0 {
 			return enough
@@ -309,7 +311,7 @@ func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer
 			sent += int64(n)
 		}
 		switch {
-		case err == io.EOF || err == io.ErrUnexpectedEOF:
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
 			if r.Len >= 0 && sent < r.Len {
 				return fmt.Errorf("content %v: %d bytes from %d: there are only %d: %w", r.Digest, r.Len, r.Off, sent, manifest.ErrInvalid)
 			}
