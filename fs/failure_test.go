@@ -1,9 +1,11 @@
 package fs_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -224,16 +226,21 @@ func TestHandledSignalDoesNotInterrupt(t *testing.T) {
 		}
 	})
 	w.mount(fs.Options{Deadline: limit})
-	cmd := exec.Command("sh", "-c", `trap : USR1; read x < "$0" && echo "got $x"`, w.mnt+"/dir/file")
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
+	cmd := exec.Command("sh", "-c", `trap : USR1; echo handled; read x < "$0" && echo "got $x"`, w.mnt+"/dir/file")
+	pipe, err := cmd.StdoutPipe()
+	must(t, err)
 	must(t, cmd.Start())
+	said := bufio.NewReader(pipe)
+	line, err := said.ReadString('\n') // not before is the signal handled
+	must(t, err)
 	must(t, eventually(func() error { return blocked(cmd.Process.Pid) }))
 	must(t, cmd.Process.Signal(unix.SIGUSR1))
 	timer := time.AfterFunc(300*time.Millisecond, func() { close(release) })
 	defer timer.Stop()
-	if err := cmd.Wait(); err != nil || out.String() != "got content\n" {
-		t.Errorf("%v: %q", err, out.String())
+	rest, err := io.ReadAll(said)
+	must(t, err)
+	if err := cmd.Wait(); err != nil || line+string(rest) != "handled\ngot content\n" {
+		t.Errorf("%v: %q", err, line+string(rest))
 	}
 }
 

@@ -57,17 +57,29 @@ func (d *daemon) keepConnected(ctx context.Context, w *ways) {
 		if w.bulk.AwaitConnected(ctx) != nil {
 			continue
 		}
-		rate, err := w.bulk.Measure(ctx)
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			d.Log.Warn("connected", "source", w.source.String(), "error", err)
-		default:
-			d.Log.Info("connected", "source", w.source.String(), "rate", cli.Bytes(uint64(rate))+"/s")
-		}
+		d.measure(ctx, w)
 		if w.demand.AwaitLost(ctx) == nil {
 			d.Log.Warn("connection lost", "source", w.source.String())
 		}
+	}
+}
+
+// measure has new connections learn the wire. One command that a daemon was started
+// for is not worth what that moves.
+func (d *daemon) measure(ctx context.Context, w *ways) {
+	var rate float64
+	var err error
+	if d.Stay {
+		rate, err = w.bulk.Measure(ctx)
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		d.Log.Warn("connected", "source", w.source.String(), "error", err)
+	case rate > 0:
+		d.Log.Info("connected", "source", w.source.String(), "rate", cli.Bytes(uint64(rate))+"/s")
+	default:
+		d.Log.Info("connected", "source", w.source.String())
 	}
 }
 
