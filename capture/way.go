@@ -131,23 +131,26 @@ func (l *leader) pages(d manifest.Digest, name string) error {
 const mostListed = 16
 
 // all adds all pages of a directory, or if these are too many those in which the
-// name stands, or would.
+// name stands, or would; none of them if there is no name.
 func (l *leader) all(d manifest.Digest, name string) error {
 	l.add(d)
-	p, err := manifest.DecodePage(l.tree.meta[d])
+	top, err := manifest.DecodePage(l.tree.meta[d])
+	if err != nil || top.Children == nil {
+		return err
+	}
+	below, err := manifest.DecodePage(l.tree.meta[top.Children[0].Digest])
 	if err != nil {
 		return err
 	}
-	if len(p.Children) > mostListed {
+	// An index below another has some 16 pages itself.
+	if len(top.Children) > mostListed || below.Children != nil {
 		if name == "" {
 			return nil
 		}
 		return l.pages(d, name)
 	}
-	for _, c := range p.Children {
-		if err := l.all(c.Digest, name); err != nil {
-			return err
-		}
+	for _, c := range top.Children {
+		l.add(c.Digest)
 	}
 	return nil
 }

@@ -69,14 +69,14 @@ func TestListAndSnapshot(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	for _, seq := range []uint64{0, 7} {
-		s, raw, err := c.Snapshot(w.ctx(), "web", seq)
+		s, raw, err := snapshot(w.ctx(), c, "web", seq)
 		if err != nil || s.Service != "web" || manifest.Sum(raw) != got[1].Digest {
 			t.Errorf("snapshot %d: %v", seq, err)
 		}
 	}
-	_, _, err = c.Snapshot(w.ctx(), "web", 8)
+	_, _, err = snapshot(w.ctx(), c, "web", 8)
 	wantErr(t, err, manifest.ErrNotFound, w.addr, "snapshot of web")
-	_, _, err = c.Snapshot(w.ctx(), "../etc", 0)
+	_, _, err = snapshot(w.ctx(), c, "../etc", 0)
 	wantErr(t, err, manifest.ErrInvalid)
 	_, err = w.raw(w.standby).Pair(w.ctx(), &srvfspb.PairRequest{Secret: []byte("short")})
 	wantErr(t, fromStatus(err), manifest.ErrInvalid)
@@ -90,7 +90,7 @@ func TestUnpairedIsRefusedEverything(t *testing.T) {
 	}
 	c := w.dial(w.src(), w.standby, ClientOptions{})
 	_, listErr := c.List(w.ctx())
-	_, _, snapErr := c.Snapshot(w.ctx(), "web", 0)
+	_, _, snapErr := snapshot(w.ctx(), c, "web", 0)
 	_, fetchErr := c.Fetch(w.ctx(), d, 0, -1)
 	batchErr := c.FetchBatch(w.ctx(), []manifest.Range{{Digest: d, Len: 1}}, func(int, []byte, error) error { t.Error("yielded"); return nil })
 	for _, err := range []error{listErr, snapErr, fetchErr, batchErr} {
@@ -106,9 +106,9 @@ func TestLimitedToServices(t *testing.T) {
 		t.Errorf("list: %+v, %v", infos, err)
 	}
 	secret := manifest.Sum([]byte("only for mail"))
-	_, _, err = c.Snapshot(w.ctx(), "mail", 0)
+	_, _, err = snapshot(w.ctx(), c, "mail", 0)
 	wantErr(t, err, manifest.ErrDenied, "mail")
-	_, _, err = c.Snapshot(w.ctx(), "nosuch", 0)
+	_, _, err = snapshot(w.ctx(), c, "nosuch", 0)
 	wantErr(t, err, manifest.ErrDenied) // not even whether it exists
 	_, err = readAll(c.Fetch(w.ctx(), secret, 0, -1))
 	wantErr(t, err, manifest.ErrNotFound)
@@ -117,7 +117,7 @@ func TestLimitedToServices(t *testing.T) {
 
 	c = w.pair(ClientOptions{}, "mail") // a second token adds
 	for _, name := range []string{"web", "mail"} {
-		if _, _, err := c.Snapshot(w.ctx(), name, 0); err != nil {
+		if _, _, err := snapshot(w.ctx(), c, name, 0); err != nil {
 			t.Error(err)
 		}
 	}

@@ -124,10 +124,15 @@ type assembler struct {
 // add takes the next message, an encoded Batch. It holds no more of an item than
 // its range asked for, and nothing of the message.
 func (a *assembler) add(body []byte) error {
-	if len(body) == 0 {
-		return fmt.Errorf("empty message: %w", manifest.ErrInvalid)
+	any := false // a source could send any number of messages without
+	err := items(body, func(v *item) error {
+		any = true
+		return a.item(v)
+	})
+	if err == nil && !any {
+		err = fmt.Errorf("message without items: %w", manifest.ErrInvalid)
 	}
-	return items(body, a.item)
+	return err
 }
 
 func (a *assembler) item(v *item) error {

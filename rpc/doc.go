@@ -42,7 +42,8 @@
 //
 // A new connection costs three round trips (TCP, TLS, HTTP/2 settings) before
 // the first request; a Client connects when it is made and keeps the connection.
-// [Lanes.Measure] takes connections out of TCP's slow start. Flow-control windows are fixed at 16 MiB, enough for 1 Gbit/s at 100 ms.
+// [Lanes.Measure] takes connections out of TCP's slow start. Flow-control windows
+// are fixed at 16 MiB, enough for 1 Gbit/s at 100 ms.
 package rpc
 
 //go:generate protoc --proto_path=. --go_out=srvfspb --go_opt=paths=source_relative --go-grpc_out=srvfspb --go-grpc_opt=paths=source_relative srvfs.proto

@@ -229,7 +229,7 @@ const (
 func (w *world) all(c *Client, d manifest.Digest, check func(call string, err error)) {
 	_, err := c.List(w.ctx())
 	check("list", err)
-	_, _, err = c.Snapshot(w.ctx(), "web", 0)
+	_, _, err = snapshot(w.ctx(), c, "web", 0)
 	check("snapshot", err)
 	_, err = readAll(c.Fetch(w.ctx(), d, 0, 1))
 	check("fetch", err)

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"srvfs/manifest"
@@ -145,6 +146,13 @@ type batchLie struct {
 
 func batchOf(items ...*srvfspb.Item) []*srvfspb.Batch { return []*srvfspb.Batch{{Items: items}} }
 
+// unknownOnly is a message that has something in it, but no item.
+func unknownOnly() []*srvfspb.Batch {
+	b := &srvfspb.Batch{}
+	b.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 9, protowire.VarintType), 1))
+	return []*srvfspb.Batch{b}
+}
+
 func batchLies() map[string]batchLie {
 	two := []manifest.Range{{Len: 2}, {Len: 2}}
 	ok := func(i uint32) *srvfspb.Item { return &srvfspb.Item{Index: i, Data: []byte("ab")} }
@@ -157,6 +165,7 @@ func batchLies() map[string]batchLie {
 		"too many":         {two, batchOf(ok(0), ok(1), ok(2)), false, manifest.ErrInvalid},
 		"far index":        {two, batchOf(ok(1<<32 - 1)), false, manifest.ErrInvalid},
 		"empty message":    {two, []*srvfspb.Batch{{}}, true, manifest.ErrInvalid},
+		"unknown fields":   {two, unknownOnly(), true, manifest.ErrInvalid},
 		"short item":       {two, batchOf(&srvfspb.Item{Data: []byte("a")}), false, manifest.ErrCorrupt},
 		"empty item":       {two, batchOf(&srvfspb.Item{}), false, manifest.ErrCorrupt},
 		"long item":        {two, batchOf(&srvfspb.Item{Data: []byte("abc")}), false, manifest.ErrCorrupt},
@@ -207,7 +216,7 @@ func TestHostileListAndSnapshot(t *testing.T) {
 		"cut short":    {pieces: piecesOf(other[:len(other)-1])},
 		"endless":      {pieces: piecesOf(make([]byte, pieceSize)), endless: true},
 	} {
-		_, _, err := believe(t, l).Snapshot(testContext(t), "web", 1)
+		_, _, err := snapshot(testContext(t), believe(t, l), "web", 1)
 		if !errors.Is(err, manifest.ErrInvalid) && !errors.Is(err, manifest.ErrCorrupt) {
 			t.Errorf("snapshot, %s: %v", name, err)
 		}

@@ -54,7 +54,7 @@ func (h handlers) Measure(req *srvfspb.MeasureRequest, out srvfspb.Srvfs_Measure
 
 // Measure finds out how many bytes a second the source sends over all connections,
 // and has them learn it. It takes a fraction of a second, and ends at once when
-// something is fetched.
+// something is fetched: the rate is then 0, not known.
 func (l *Lanes) Measure(ctx context.Context) (rate float64, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -62,7 +62,7 @@ func (l *Lanes) Measure(ctx context.Context) (rate float64, err error) {
 	defer l.measuring.Store(nil)
 	defer func() {
 		if errors.Is(context.Cause(ctx), errFetching) {
-			err = nil
+			rate, err = 0, nil
 		}
 	}()
 	var moved atomic.Int64
@@ -94,7 +94,7 @@ func (c *Client) measure(ctx context.Context, moved *atomic.Int64) error {
 	var limit time.Duration
 	for n, left := measureFirst, measureBytes; left > 0; n *= 2 {
 		n = min(n, left)
-		if err := c.noise(w, n); err != nil {
+		if err := c.receiveNoise(w, n); err != nil {
 			return err
 		}
 		left -= n
@@ -110,8 +110,8 @@ func (c *Client) measure(ctx context.Context, moved *atomic.Int64) error {
 	return nil
 }
 
-// noise receives n bytes.
-func (c *Client) noise(w *watch, n int) error {
+// receiveNoise receives n bytes.
+func (c *Client) receiveNoise(w *watch, n int) error {
 	var stream srvfspb.Srvfs_MeasureClient
 	err := w.await(func() (err error) {
 		stream, err = c.rpc.Measure(w.ctx, &srvfspb.MeasureRequest{Bytes: uint32(n)})

@@ -54,7 +54,7 @@ func TestMeasureGivesWay(t *testing.T) {
 	// The liar has no batch: that the call fails says that it was made.
 	err := lanes.FetchBatch(testContext(t), []manifest.Range{{Len: 2}}, func(int, []byte, error) error { return nil })
 	wantErr(t, err, manifest.ErrCorrupt)
-	if r := <-done; r.err != nil {
+	if r := <-done; r.err != nil || r.rate != 0 {
 		t.Errorf("%g bytes a second, %v", r.rate, r.err)
 	}
 }

@@ -11,44 +11,28 @@ import (
 	"srvfs/rpc/srvfspb"
 )
 
-// Snapshot returns a service's snapshot with that sequence number, or the newest
-// for 0, and its encoded form, of at most [manifest.MaxSnapshot] bytes, whose
-// digest is the snapshot's.
-func (c *Client) Snapshot(ctx context.Context, service string, sequence uint64) (*manifest.Snapshot, []byte, error) {
-	o, err := c.open(ctx, service, sequence, false)
-	if err != nil {
-		return nil, nil, err
-	}
-	o.watch.close()
-	return o.Snapshot, o.Encoded, nil
-}
-
-// Open is [Client.Snapshot], and has the source send the metadata behind it that
-// the snapshot's profile leads through: whoever needs that need not wait for
-// another round trip. The caller must call Receive.
-func (c *Client) Open(ctx context.Context, service string, sequence uint64) (*Opening, error) {
-	return c.open(ctx, service, sequence, true)
-}
-
 // An Opening is a snapshot, and the metadata that came with it. It is the
 // source's [manifest.Batcher], and answers a request for such metadata itself.
 type Opening struct {
 	*Client
 	Snapshot *manifest.Snapshot
-	Encoded  []byte // the snapshot's bytes
 
 	watch  *watch
 	stream srvfspb.Srvfs_SnapshotClient
 
 	mu      sync.Mutex
-	pages   map[manifest.Digest][]byte // nil: to come
+	pages   map[manifest.Digest][]byte // a nil page is to come; no map: forgotten
 	changed chan struct{}              // closed, and made anew, when a page has come
 	ended   bool                       // no more come
 }
 
 var _ manifest.Batcher = (*Opening)(nil)
 
-func (c *Client) open(ctx context.Context, service string, sequence uint64, metadata bool) (_ *Opening, err error) {
+// Open returns a service's snapshot with that sequence number, or the newest for
+// 0. Behind it the source sends the metadata that the snapshot's profile leads
+// through: whoever needs that need not wait for another round trip. The caller must
+// call Receive; when ctx ends after Open has returned, that changes nothing.
+func (c *Client) Open(ctx context.Context, service string, sequence uint64) (_ *Opening, err error) {
 	what := "snapshot of " + service
 	if !manifest.ValidService(service) {
 		return nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
@@ -60,20 +44,21 @@ func (c *Client) open(ctx context.Context, service string, sequence uint64, meta
 		}
 	}()
 	err = o.watch.await(func() (err error) {
-		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: sequence, Metadata: metadata})
+		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: sequence})
 		return err
 	})
+	var raw []byte
 	var first *srvfspb.Piece // of the metadata
 	for err == nil {
 		var p *srvfspb.Piece
 		if p, err = o.next(); err != nil {
 			break
 		}
-		if p.GetMetadata() && metadata {
+		if p.GetMetadata() {
 			first = p
 			break
 		}
-		if o.Encoded, err = appendPiece(o.Encoded, p.GetRaw(), p.GetData(), manifest.MaxSnapshot-int64(len(o.Encoded))); err != nil {
+		if raw, err = appendPiece(raw, p.GetRaw(), p.GetData(), manifest.MaxSnapshot-int64(len(raw))); err != nil {
 			return nil, c.wrap(what, err)
 		}
 	}
@@ -81,7 +66,7 @@ func (c *Client) open(ctx context.Context, service string, sequence uint64, meta
 		return nil, o.watch.fail(err)
 	}
 	o.ended = err != nil
-	s, err := manifest.DecodeSnapshot(o.Encoded)
+	s, err := manifest.DecodeSnapshot(raw)
 	if err != nil {
 		return nil, c.wrap(what, err)
 	}
@@ -97,6 +82,7 @@ func (c *Client) open(ctx context.Context, service string, sequence uint64, meta
 			return nil, c.wrap(what, err)
 		}
 	}
+	o.watch.free()
 	return o, nil
 }
 
@@ -110,8 +96,6 @@ func (o *Opening) next() (p *srvfspb.Piece, err error) {
 // transfer fails; then what has not come is asked for in the usual way.
 func (o *Opening) Receive(ctx context.Context) error {
 	defer o.watch.close()
-	// What the snapshot was waited with does not end this.
-	o.watch.free()
 	defer context.AfterFunc(ctx, func() { o.watch.cancel(ctx.Err()) })()
 	defer o.end()
 	for !o.ended {
@@ -138,6 +122,9 @@ func (o *Opening) take(p *srvfspb.Piece) error {
 	d := manifest.Sum(page)
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.pages == nil {
+		return nil // forgotten
+	}
 	have, expected := o.pages[d]
 	if !p.GetMetadata() || !expected || have != nil {
 		return fmt.Errorf("%d bytes with digest %v behind the snapshot: not expected: %w", len(page), d, manifest.ErrCorrupt)
@@ -148,7 +135,7 @@ func (o *Opening) take(p *srvfspb.Piece) error {
 	return nil
 }
 
-// end lets go of those who wait, and of what is not needed twice.
+// end lets go of those who wait.
 func (o *Opening) end() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -181,15 +168,11 @@ func (o *Opening) page(ctx context.Context, d manifest.Digest) ([]byte, error) {
 	}
 }
 
-// Forget lets go of the metadata that nobody has asked for, when nobody will.
+// Forget lets go of the metadata, when nobody will ask for it any more.
 func (o *Opening) Forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for d, b := range o.pages {
-		if b != nil {
-			delete(o.pages, d)
-		}
-	}
+	o.pages = nil
 }
 
 // FetchBatch implements [manifest.Batcher].

@@ -59,12 +59,17 @@ func TestMetadataComesWithTheSnapshot(t *testing.T) {
 	}
 	w.lib.snapshot["web"] = snapshotOf(t, pages...)
 	c := w.pair(ClientOptions{})
-	o, err := c.Open(w.ctx(), "web", 0)
+	ctx, cancel := context.WithCancel(w.ctx())
+	o, err := c.Open(ctx, "web", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(o.Encoded, w.lib.snapshot["web"]) || o.Snapshot.Sequence != 7 {
-		t.Errorf("another snapshot: %d bytes", len(o.Encoded))
+	// As one does who would not have waited longer for the snapshot.
+	if cancel(); o.watch.free() || o.watch.ctx.Err() != nil {
+		t.Error("the metadata depends on the context that the snapshot was waited with")
+	}
+	if b, err := o.Snapshot.Encode(); err != nil || !bytes.Equal(b, w.lib.snapshot["web"]) {
+		t.Errorf("another snapshot: %d bytes, %v", len(b), err)
 	}
 	asked := make(chan [][]byte)
 	go func() { // before any has come

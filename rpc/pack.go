@@ -18,7 +18,7 @@ const (
 	pieceSize = manifest.ChunkSize
 	// flushSize is how many bytes of items make a message, and flushItems how
 	// many items; with the last item's piece it is at most twice that.
-	flushSize  = 256 << 10
+	flushSize  = 256<<10 - maxHead
 	flushItems = 1024
 	// flushAfter is how long a finished item waits for others.
 	flushAfter = 20 * time.Millisecond
@@ -144,8 +144,9 @@ type batchWriter struct {
 	err   error // of a send; sticky
 }
 
-// messageSize is the room for a message: it is sent when it has flushSize.
-const messageSize = flushSize + pieceSize + maxHead
+// messageSize is the room for a message, which is sent when it has flushSize: a
+// power of two, as memory has it.
+const messageSize = flushSize + maxHead + pieceSize
 
 func newBatchWriter(send func(*message) error) *batchWriter {
 	w := &batchWriter{send: send}

@@ -232,9 +232,6 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		}
 		rest = rest[n:]
 	}
-	if !req.GetMetadata() {
-		return nil
-	}
 	s, err := manifest.DecodeSnapshot(b)
 	if err != nil {
 		return fmt.Errorf("service %s: %w", name, err)

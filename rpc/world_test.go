@@ -321,6 +321,19 @@ func (w *world) raw(id *Identity, opts ...grpc.DialOption) srvfspb.SrvfsClient {
 	return srvfspb.NewSrvfsClient(conn)
 }
 
+// snapshot returns a service's snapshot, and its encoded form.
+func snapshot(ctx context.Context, c *Client, service string, sequence uint64) (*manifest.Snapshot, []byte, error) {
+	o, err := c.Open(ctx, service, sequence)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := o.Receive(ctx); err != nil {
+		return nil, nil, err
+	}
+	b, err := o.Snapshot.Encode()
+	return o.Snapshot, b, err
+}
+
 func readAll(r io.ReadCloser, err error) ([]byte, error) {
 	if err != nil {
 		return nil, err

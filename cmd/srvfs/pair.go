@@ -51,7 +51,7 @@ input, which keeps it out of the process list.
 			}
 			// A daemon that runs connects now, so that the first start need not.
 			if err := control.Do(c.Context(), p.state, "connect", control.Call{}, nil, nil); err != nil && !errors.Is(err, control.ErrNoDaemon) {
-				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: paired; the running daemon does not know it yet: %v\n", err)
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: the running daemon does not connect yet, and will when a command needs it: %v\n", err)
 			}
 			_, _ = fmt.Fprintf(c.OutOrStdout(), "paired with %s (%s)\n", s.Name, s.Fingerprint.ID())
 			return nil

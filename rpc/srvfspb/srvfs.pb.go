@@ -312,7 +312,6 @@ type SnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
-	Metadata      bool                   `protobuf:"varint,3,opt,name=metadata,proto3" json:"metadata,omitempty"` // metadata is to follow
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,13 +358,6 @@ func (x *SnapshotRequest) GetSequence() uint64 {
 		return x.Sequence
 	}
 	return 0
-}
-
-func (x *SnapshotRequest) GetMetadata() bool {
-	if x != nil {
-		return x.Metadata
-	}
-	return false
 }
 
 // A Range is len bytes of a content from off; a negative len means to its end.
@@ -816,11 +808,10 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04dirs\x18\b \x01(\x04R\x04dirs\"c\n" +
+	"\x04dirs\x18\b \x01(\x04R\x04dirs\"G\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1a\n" +
-	"\bmetadata\x18\x03 \x01(\bR\bmetadata\"C\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +

@@ -39,8 +39,8 @@ type SrvfsClient interface {
 	Pair(ctx context.Context, in *PairRequest, opts ...grpc.CallOption) (*PairResponse, error)
 	// List names the services that the peer may read.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
-	// Snapshot sends one encoded snapshot in pieces, and then, if asked, metadata
-	// that its profile leads through, as far as it is not much.
+	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
+	// profile leads through, as far as it is not much.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
 	// Fetch sends one range of one content in pieces.
 	Fetch(ctx context.Context, in *FetchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
@@ -164,8 +164,8 @@ type SrvfsServer interface {
 	Pair(context.Context, *PairRequest) (*PairResponse, error)
 	// List names the services that the peer may read.
 	List(context.Context, *ListRequest) (*ListResponse, error)
-	// Snapshot sends one encoded snapshot in pieces, and then, if asked, metadata
-	// that its profile leads through, as far as it is not much.
+	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
+	// profile leads through, as far as it is not much.
 	Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[Piece]) error
 	// Fetch sends one range of one content in pieces.
 	Fetch(*FetchRequest, grpc.ServerStreamingServer[Piece]) error

@@ -14,7 +14,8 @@
 // wire of the source has the length and rate that a row asks for: whatever comes
 // from the source crosses it, and TCP behaves on it as on a real one. Daemons
 // run before the clock starts, as systemd keeps them: srvd, sshd and rsyncd on
-// the source, the daemon of srvfs on the standby. Programs and the running source's
+// the source, the daemon of srvfs on the standby, which has connected to the source
+// over the same wire and measured it. Programs and the running source's
 // files are warm; the standby's files are cold, and what was brought in by
 // the run before is gone.
 //
