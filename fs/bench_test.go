@@ -113,22 +113,47 @@ func BenchmarkColdLookup(b *testing.B) {
 // Reads of a file that the kernel has no page of, by way of this process.
 func BenchmarkColdRead(b *testing.B) {
 	const size = 64 << 20
-	for _, descriptors := range []bool{true, false} {
-		b.Run(fmt.Sprintf("descriptor=%v", descriptors), func(b *testing.B) {
+	w := newWorld(b, func(dir string) {
+		must(b, os.WriteFile(dir+"/f", bytes.Repeat([]byte("0123456789abcdef"), size/16), 0o644))
+	})
+	w.mount(fs.Options{})
+	b.SetBytes(size)
+	for b.Loop() {
+		b.StopTimer()
+		must(b, w.view.Unmount(context.Background()))
+		w.mount(fs.Options{})
+		b.StartTimer()
+		out, err := shell(b, "dd if=%s/f of=/dev/null bs=1M 2>&1", w.mnt)
+		if err != nil {
+			b.Fatal(out, err)
+		}
+	}
+}
+
+// First reads of small files, whose content is on this machine.
+func BenchmarkFirstReads(b *testing.B) {
+	for _, holding := range []bool{true, false} {
+		b.Run(fmt.Sprintf("holding=%v", holding), func(b *testing.B) {
+			const files = 2_000
 			w := newWorld(b, func(dir string) {
-				must(b, os.WriteFile(dir+"/f", bytes.Repeat([]byte("0123456789abcdef"), size/16), 0o644))
+				for i := range files {
+					must(b, os.WriteFile(fmt.Sprintf("%s/%d", dir, i), pattern(4_500, byte(i)), 0o644))
+				}
 			})
-			w.source.Descriptors = descriptors
+			w.source.Holding = holding
 			w.mount(fs.Options{})
-			b.SetBytes(size)
-			for b.Loop() {
+			b.ResetTimer()
+			for n := 0; n < b.N; n += files {
 				b.StopTimer()
 				must(b, w.view.Unmount(context.Background()))
 				w.mount(fs.Options{})
+				_, err := shell(b, "ls -l %s", w.mnt)
+				must(b, err)
 				b.StartTimer()
-				out, err := shell(b, "dd if=%s/f of=/dev/null bs=1M 2>&1", w.mnt)
-				if err != nil {
-					b.Fatal(out, err)
+				for i := range min(files, b.N-n) {
+					if _, err := os.ReadFile(fmt.Sprintf("%s/%d", w.mnt, i)); err != nil {
+						b.Fatal(err)
+					}
 				}
 			}
 		})

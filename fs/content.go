@@ -27,13 +27,14 @@ type Content interface {
 	Ensure(ctx context.Context, c manifest.Content) error
 }
 
-// A Locator is a Content that can tell without waiting whether content needs
-// the network. A view with the layout Layers asks it about files above the
-// stream threshold; without it, it gives Ensure [streamGrace] to succeed.
-type Locator interface {
-	// Local reports whether Ensure will do with this machine's own disk: the
-	// blob stands, or an identical file of the host can be linked or copied.
-	Local(c manifest.Content) bool
+// A Holder is a Content that can tell at once what it holds. The view asks it
+// first: what is there needs no call that others could join, and no deadline.
+type Holder interface {
+	// Holds reports whether the whole content stands among the blobs,
+	// verified, so that Ensure would return at once.
+	Holds(c manifest.Content) bool
+	// OpenHeld is Open for such a content; ok is false for any other.
+	OpenHeld(c manifest.Content) (f File, ok bool)
 }
 
 // An Anticipator is a Content that takes hints of what will be wanted soon, so
@@ -57,15 +58,6 @@ type File interface {
 	// error.
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	Close() error
-}
-
-// A Descriptor is a File that may have all its bytes in one file of this
-// machine's disk. The kernel then moves them from there without a copy through
-// this process.
-type Descriptor interface {
-	// Fd returns an open file descriptor of the complete, verified content,
-	// valid until Close; ok is false as long as there is none.
-	Fd() (fd uintptr, ok bool)
 }
 
 // A Layout says what the root of the mount is.

@@ -245,10 +245,10 @@ func allXattrs(t *testing.T, path string) string {
 // The whole view is compared with the folder that it shows, once from the view
 // and once, with nothing asked, from the kernel's caches.
 func TestPlainViewIsTheSource(t *testing.T) {
-	for _, descriptors := range []bool{false, true} {
-		t.Run(fmt.Sprintf("descriptors=%v", descriptors), func(t *testing.T) {
+	for _, holding := range []bool{false, true} {
+		t.Run(fmt.Sprintf("holding=%v", holding), func(t *testing.T) {
 			w := newWorld(t, func(dir string) { everything(t, dir) })
-			w.source.Descriptors = descriptors
+			w.source.Holding = holding
 			w.mount(fs.Options{})
 			sameTree(t, w.origin, w.mnt, false)
 			sameTree(t, w.origin, w.mnt, false)
@@ -260,17 +260,20 @@ func TestPlainViewIsTheSource(t *testing.T) {
 }
 
 func TestRootIsTheSource(t *testing.T) {
-	t.Run("tree", func(t *testing.T) { rootIsTheSource(t, false) })
-	t.Run("stubs", func(t *testing.T) { rootIsTheSource(t, true) })
+	t.Run("tree", func(t *testing.T) { rootIsTheSource(t, false, false) })
+	t.Run("stubs", func(t *testing.T) { rootIsTheSource(t, true, false) })
+	t.Run("holding", func(t *testing.T) { rootIsTheSource(t, false, true) })
 }
 
-func rootIsTheSource(t *testing.T, stubs bool) {
+func rootIsTheSource(t *testing.T, stubs, holding bool) {
 	w := newWorld(t, func(dir string) {
 		everything(t, dir)
 		if stubs {
 			everyoneExecutes(t, dir)
 		}
-	}).mount(fs.Options{Layout: fs.Layers})
+	})
+	w.source.Holding = holding
+	w.mount(fs.Options{Layout: fs.Layers})
 	w.stubs = stubs
 	root := w.overlay()
 	sameTree(t, w.origin, root, true)

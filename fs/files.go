@@ -163,6 +163,11 @@ func (v *View) acquire(ctx context.Context, c manifest.Content) (*handle, error)
 	if h := v.files.get(c.Digest); h != nil {
 		return h, nil
 	}
+	if v.holder != nil {
+		if file, ok := v.holder.OpenHeld(c); ok {
+			return v.files.keep(c.Digest, file), nil
+		}
+	}
 	err := v.opens.do(ctx, v, c.Digest, func(ctx context.Context) error {
 		file, err := v.content.Open(ctx, c)
 		if err != nil {

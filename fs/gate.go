@@ -23,7 +23,7 @@ const (
 
 const (
 	// streamGrace is how long Ensure may take with a file above the stream
-	// threshold before the file is streamed, if the Content is no [Locator].
+	// threshold before the file is streamed.
 	streamGrace = 50 * time.Millisecond
 	// streamSmallest is the size in bytes up to which a file is waited for until
 	// the deadline. A larger one that is still on its way after half of that
@@ -58,8 +58,12 @@ func (v *View) lookupContent(cancel <-chan struct{}, caller uint32, name string,
 		return errno(err) // after ESTALE the kernel tries the whole path again, at once
 	}
 	v.opened(s)
-	ctx, end := v.operation(cancel, caller)
-	defer end()
+	if v.holder != nil && v.holder.Holds(c) {
+		v.files.works(c.Digest)
+		return fuse.ENOENT
+	}
+	ctx := v.operation(cancel, caller)
+	defer ctx.end()
 	switch err := v.admit(ctx, c); {
 	case err == nil:
 		v.files.works(c.Digest)
@@ -106,15 +110,12 @@ var errStream = errors.New("to be streamed")
 // admit waits until c stands among the blobs.
 func (v *View) admit(ctx context.Context, c manifest.Content) error {
 	patience := v.deadline // which ctx ends too
-	switch l, ok := v.content.(Locator); {
+	switch {
 	case v.streamAbove < 0 || c.Size <= streamSmallest:
 	case c.Size <= v.streamAbove:
 		patience /= 2
-	case !ok:
+	default:
 		patience = min(streamGrace, patience/2)
-	case !l.Local(c):
-		v.background(c)
-		return errStream
 	}
 	call := v.ensure(c)
 	defer v.ensures.leave(c.Digest, call)

@@ -56,6 +56,42 @@ func TestFirstOpenFetchesTheRestIsNative(t *testing.T) {
 	}
 }
 
+// What the content holds is opened without a call that others could join, in the
+// plain view and at the gate.
+func TestHeldContentIsAskedFirst(t *testing.T) {
+	w := newWorld(t, func(dir string) {
+		write(t, dir+"/a", "one")
+		write(t, dir+"/b", "another")
+	})
+	w.source.Holding = true
+	w.mount(fs.Options{})
+	for _, name := range []string{"a", "b", "a"} {
+		want, err := os.ReadFile(w.origin + "/" + name)
+		must(t, err)
+		if got, err := os.ReadFile(w.mnt + "/" + name); err != nil || string(got) != string(want) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if held, opens := w.source.Held.Load(), w.source.Opens.Load(); held != 2 || opens != 0 {
+		t.Errorf("opened %d held files, %d others; want 2, 0", held, opens)
+	}
+	must(t, w.view.Unmount(t.Context()))
+
+	w.mount(fs.Options{Layout: fs.Layers})
+	root := w.overlay()
+	content, err := os.ReadFile(w.origin + "/a")
+	must(t, err)
+	must(t, os.WriteFile(w.source.Blobs+"/"+manifest.Sum(content).Hex(), content, 0o444))
+	for i, name := range []string{"a", "b"} {
+		if _, err := os.ReadFile(root + "/" + name); err != nil {
+			t.Error(err)
+		}
+		if n := w.source.Ensures.Load(); n != int64(i) {
+			t.Errorf("after %s: %d contents ensured, want %d", name, n, i)
+		}
+	}
+}
+
 func TestGateKnowsNoOtherContent(t *testing.T) {
 	w := newWorld(t, func(dir string) { everything(t, dir) }).mount(fs.Options{Layout: fs.Layers})
 	for _, name := range []string{"x", strings.Repeat("0", 64), strings.Repeat("G", 64), "sha256:" + strings.Repeat("0", 57)} {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -31,10 +30,12 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	off := int64(in.Offset)
 	if off < 0 || off >= c.Size {
-		return fuse.ReadResultData(nil), fuse.OK
+		return answer(nil), fuse.OK
 	}
 	buf = buf[:min(int64(len(buf)), int64(in.Size), c.Size-off)]
 
+	ctx := v.operation(cancel, in.Pid)
+	defer ctx.end()
 	h := v.files.get(c.Digest)
 	if h == nil {
 		// The path and the chunk list cost time that later reads can do without.
@@ -45,25 +46,15 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		if err := v.files.hasFailed(c.Digest); err != nil {
 			return nil, errno(err)
 		}
-		ctx, end := v.operation(cancel, in.Pid)
-		defer end()
 		var err error
 		if h, err = v.acquire(ctx, c); err != nil {
 			return nil, v.failRead(in.NodeId, c, explain(ctx, err))
-		}
-	}
-	if d, ok := h.file.(Descriptor); ok {
-		if fd, ok := d.Fd(); ok {
-			v.readBytes.Add(uint64(len(buf)))
-			return &spliced{v: v, h: h, fd: fd, off: off, size: len(buf)}, fuse.OK
 		}
 	}
 	if err := v.files.hasFailed(c.Digest); err != nil {
 		v.files.put(h, false)
 		return nil, errno(err)
 	}
-	ctx, end := v.operation(cancel, in.Pid)
-	defer end()
 	n, err := h.file.ReadAt(ctx, buf, off)
 	if n < len(buf) && (err == nil || errors.Is(err, io.EOF)) {
 		err = fmt.Errorf("%d bytes at %d of %d, %d wanted: %w", n, off, c.Size, len(buf), manifest.ErrCorrupt)
@@ -74,7 +65,7 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	}
 	v.files.put(h, false)
 	v.readBytes.Add(uint64(n))
-	return fuse.ReadResultData(buf), fuse.OK
+	return answer(buf), fuse.OK
 }
 
 func (v *View) failRead(id uint64, c manifest.Content, err error) fuse.Status {
@@ -87,43 +78,18 @@ func (v *View) failRead(id uint64, c manifest.Content, err error) fuse.Status {
 	return v.fail("read", c.Path, err)
 }
 
-// spliced is an answer that the kernel takes from a file of the disk itself,
-// without a copy through this process. Its methods are those that go-fuse looks
-// for in its own kind.
-type spliced struct {
-	v    *View
-	h    *handle
-	fd   uintptr
-	off  int64
-	size int
-}
+// An answer is bytes in memory. go-fuse's own result of that kind has no Slices,
+// and is offered to a pipe first, in vain: four system calls for each read.
+type answer []byte
 
-// Seekable tells go-fuse that it may splice, and what.
-func (s *spliced) Seekable() (fd uintptr, off int64, size int) { return s.fd, s.off, s.size }
+// Slices returns what the kernel gets.
+func (a answer) Slices() ([][]byte, fuse.Status) { return [][]byte{a}, fuse.OK }
 
-// Size returns the length of the answer in bytes.
-func (s *spliced) Size() int { return s.size }
+// Bytes implements [fuse.ReadResult].
+func (a answer) Bytes([]byte) ([]byte, fuse.Status) { return a, fuse.OK }
 
-// Bytes is for when splicing does not work.
-func (s *spliced) Bytes(buf []byte) ([]byte, fuse.Status) {
-	if cap(buf) < s.size {
-		buf = make([]byte, s.size)
-	}
-	buf = buf[:s.size]
-	for n := 0; n < s.size; {
-		k, err := syscall.Pread(int(s.fd), buf[n:], s.off+int64(n))
-		switch {
-		case errors.Is(err, syscall.EINTR):
-		case err != nil:
-			return nil, fuse.EIO
-		case k == 0:
-			return nil, fuse.EIO // the blob is shorter than its content
-		default:
-			n += k
-		}
-	}
-	return buf, fuse.OK
-}
+// Size implements [fuse.ReadResult].
+func (a answer) Size() int { return len(a) }
 
-// Done gives the file back when the kernel has the bytes.
-func (s *spliced) Done() { s.v.files.put(s.h, false) }
+// Done implements [fuse.ReadResult].
+func (a answer) Done() {}

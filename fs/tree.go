@@ -2,8 +2,6 @@ package fs
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"slices"
 	"time"
 
@@ -60,8 +58,8 @@ func (v *View) load(cancel <-chan struct{}, caller uint32, s slot) error {
 	if _, _, loaded := v.table.at(s).children(); loaded {
 		return nil
 	}
-	ctx, end := v.operation(cancel, caller)
-	defer end()
+	ctx := v.operation(cancel, caller)
+	defer ctx.end()
 	return v.loadIn(ctx, s)
 }
 
@@ -158,32 +156,4 @@ func (v *View) below(s slot, name string) string {
 		return p + "/" + name
 	}
 	return "/" + name
-}
-
-// operation returns the context of one operation of the kernel. It ends after
-// the deadline, with the view, or when the process that waits is dying.
-func (v *View) operation(cancel <-chan struct{}, caller uint32) (context.Context, context.CancelFunc) {
-	late := fmt.Errorf("no answer within %v: %w", v.deadline, context.DeadlineExceeded)
-	ctx, end := context.WithTimeoutCause(v.ctx, v.deadline, late)
-	ctx, interrupt := context.WithCancelCause(ctx)
-	v.work.Go(func() {
-		select {
-		case <-ctx.Done():
-		case <-cancel:
-			v.awaitDeath(ctx, caller)
-			interrupt(errInterrupted)
-		}
-	})
-	return ctx, func() { interrupt(nil); end() }
-}
-
-// explain replaces a context's bare error by its cause, if err is one.
-func explain(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
-		if errors.Is(err, cause) {
-			return err
-		}
-		return fmt.Errorf("%w (%w)", cause, err)
-	}
-	return err
 }

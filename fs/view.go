@@ -22,6 +22,7 @@ type View struct {
 	counters
 	snapshot    *manifest.Snapshot
 	content     Content
+	holder      Holder // nil if content is none
 	layout      Layout
 	name        string
 	deadline    time.Duration
@@ -82,6 +83,7 @@ func newView(o Options) (*View, error) {
 	}
 	v.digests.seed = maphash.MakeSeed()
 	v.ahead.to, _ = o.Content.(Anticipator)
+	v.holder, _ = o.Content.(Holder)
 	v.ctx, v.cancel = context.WithCancel(context.Background())
 	if err := v.plant(); err != nil {
 		v.end()

@@ -75,6 +75,27 @@ func (r *Reader) Open(ctx context.Context, c manifest.Content) (*File, error) {
 	return r.open(ctx, c)
 }
 
+// Holds reports whether the content stands, whole and verified, in the store's
+// [Store.BlobDir]: Ensure would return at once. It costs an lstat.
+func (r *Reader) Holds(c manifest.Content) bool {
+	if !r.store.known(c.Digest) {
+		return false
+	}
+	r.store.stats.blobHits.add(1)
+	return true
+}
+
+// OpenHeld is Open for a content that is whole in the store; ok is false for any
+// other. It waits for nothing but the disk.
+func (r *Reader) OpenHeld(c manifest.Content) (f *File, ok bool) {
+	b, ok := r.store.openBlob(c.Digest)
+	if !ok {
+		return nil, false
+	}
+	r.store.stats.blobHits.add(1)
+	return &File{r: r, c: c, body: b}, true
+}
+
 // Ensure returns when the content stands, whole and verified, in the store's
 // [Store.BlobDir]. Any number of callers cause one fetch. Errors are as for
 // Open.

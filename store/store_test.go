@@ -59,6 +59,64 @@ func TestReadFetchesOnceAndKeeps(t *testing.T) {
 	}
 }
 
+// What is held is known and opened without a source, and only as long as it is
+// what was verified.
+func TestHolds(t *testing.T) {
+	o := newOrigin()
+	small, large := random(5000, 1), random(5*chunk+77, 2)
+	cs, cl := o.file("/small", small), o.file("/large", large)
+	dir := filepath.Join(t.TempDir(), "store")
+	r := openStore(t, Options{Dir: dir}).Reader(Source{Name: "origin", Origin: o})
+	held := func(c manifest.Content) bool {
+		f, ok := r.OpenHeld(c)
+		if ok != r.Holds(c) {
+			t.Fatalf("%s: opened %v, held %v", c.Path, ok, !ok)
+		}
+		if ok {
+			got := make([]byte, c.Size)
+			if _, err := f.ReadAt(ctxOf(t), got, 0); err != nil || manifest.Sum(got) != c.Digest {
+				t.Errorf("%s: %v, %v", c.Path, manifest.Sum(got), err)
+			}
+			if err := f.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		return ok
+	}
+	if held(cs) || held(cl) {
+		t.Error("a new store holds something")
+	}
+	mustRead(t, r, cs, small)
+	f, err := r.Open(ctxOf(t), cl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(ctxOf(t), make([]byte, 10), 0); err != nil {
+		t.Fatal(err)
+	}
+	if !held(cs) || held(cl) {
+		t.Error("one file that was read, and a chunk of another: the first alone is held")
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Ensure(ctxOf(t), cl); err != nil {
+		t.Fatal(err)
+	}
+	if !held(cl) {
+		t.Error("a whole file is not held")
+	}
+	blob := filepath.Join(dir, "blobs", cs.Digest.Hex())
+	if err := os.Chmod(blob, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, blob, random(5000, 9))
+	if held(cs) {
+		t.Error("a file that was changed on the disk is held")
+	}
+	mustRead(t, r, cs, small)
+}
+
 func TestReadAtBounds(t *testing.T) {
 	o := newOrigin()
 	b := random(3*chunk, 3)

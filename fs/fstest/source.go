@@ -25,12 +25,13 @@ type Call struct {
 type Source struct {
 	Tree  *Tree
 	Blobs string // where Ensure puts content
-	// Descriptors makes the files offer their descriptor.
-	Descriptors bool
+	// Holding makes it say what it holds: as a [fs.Holder] it then opens every
+	// file at once, and knows the blobs that stand.
+	Holding bool
 
 	called atomic.Pointer[Hook]
 
-	Metas, Opens, Reads, Ensures, Closes atomic.Int64
+	Metas, Opens, Held, Reads, Ensures, Closes atomic.Int64
 }
 
 // ErrLost, returned by a hook in Ensure, makes Ensure say that the blob stands
@@ -74,6 +75,10 @@ func (s *Source) Open(ctx context.Context, c manifest.Content) (fs.File, error) 
 	if err := s.hook(ctx, Call{Op: "open", Content: c}); err != nil {
 		return nil, err
 	}
+	return s.open(c)
+}
+
+func (s *Source) open(c manifest.Content) (fs.File, error) {
 	path, ok := s.Tree.Files[c.Digest]
 	if !ok {
 		return nil, fmt.Errorf("%v: %w", c.Digest, manifest.ErrNotFound)
@@ -82,11 +87,29 @@ func (s *Source) Open(ctx context.Context, c manifest.Content) (fs.File, error) 
 	if err != nil {
 		return nil, err
 	}
-	file := &file{source: s, content: c, f: f}
-	if s.Descriptors {
-		return descriptor{file}, nil
+	return &file{source: s, content: c, f: f}, nil
+}
+
+// Holds implements fs.Holder.
+func (s *Source) Holds(c manifest.Content) bool {
+	if !s.Holding {
+		return false
 	}
-	return file, nil
+	_, err := os.Stat(filepath.Join(s.Blobs, c.Digest.Hex()))
+	return err == nil
+}
+
+// OpenHeld implements fs.Holder.
+func (s *Source) OpenHeld(c manifest.Content) (fs.File, bool) {
+	if !s.Holding {
+		return nil, false
+	}
+	f, err := s.open(c)
+	if err != nil {
+		return nil, false
+	}
+	s.Held.Add(1)
+	return f, true
 }
 
 // Ensure implements fs.Content.
@@ -138,8 +161,3 @@ func (f *file) Close() error {
 	f.source.Closes.Add(1)
 	return f.f.Close()
 }
-
-type descriptor struct{ *file }
-
-// Fd implements fs.Descriptor.
-func (d descriptor) Fd() (uintptr, bool) { return d.f.Fd(), true }

@@ -140,12 +140,26 @@ func (d *daemon) prepare(ctx context.Context, o *opened) error {
 // through.
 type content struct{ *store.Reader }
 
+var (
+	_ fs.Content     = content{}
+	_ fs.Holder      = content{}
+	_ fs.Anticipator = content{}
+)
+
 func (c content) Open(ctx context.Context, of manifest.Content) (fs.File, error) {
 	f, err := c.Reader.Open(ctx, of)
 	if err != nil {
 		return nil, err // a nil *store.File must not become a File that is not nil
 	}
 	return f, nil
+}
+
+func (c content) OpenHeld(of manifest.Content) (fs.File, bool) {
+	f, ok := c.Reader.OpenHeld(of)
+	if !ok {
+		return nil, false
+	}
+	return f, true
 }
 
 // stream brings in what the service needs to start, in the background.
