@@ -31,7 +31,8 @@ type Site struct {
 	services map[string]bool // that are captured
 	listed   map[string]bool // of these, that have a list of their paths
 	daemons  map[*world.Host]*sandbox.Process
-	copies   map[string]bool // of services' trees on the standby
+	copies   map[string]bool     // of services' trees on the standby
+	walks    map[string][]Sample // that were taken and not told yet, by run
 }
 
 func newSite(ctx context.Context, o options) (_ *Site, err error) {
@@ -39,7 +40,7 @@ func newSite(ctx context.Context, o options) (_ *Site, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Site{Short: o.short, dir: dir, profiles: o.profiles, services: map[string]bool{}, listed: map[string]bool{}, daemons: map[*world.Host]*sandbox.Process{}, copies: map[string]bool{}}
+	s := &Site{Short: o.short, dir: dir, profiles: o.profiles, services: map[string]bool{}, listed: map[string]bool{}, daemons: map[*world.Host]*sandbox.Process{}, copies: map[string]bool{}, walks: map[string][]Sample{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
