@@ -118,13 +118,28 @@ func (c *capturing) step(name string, f func() (detail string, err error)) error
 }
 
 func (c *capturing) capture(ctx context.Context) error {
+	if len(c.RPMs) > 0 {
+		if err := c.step("unpack", func() (string, error) { return c.unpack(ctx) }); err != nil {
+			return err
+		}
+		c.Packages = append(slices.Clone(c.Packages), c.RPMs...) // all of them belong to it
+	}
 	if err := c.open(); err != nil {
 		return err
 	}
 	if err := c.step("find", c.find); err != nil {
 		return err
 	}
-	if err := c.step("trace", func() (string, error) { return c.trace(ctx) }); err != nil {
+	if c.Watch > 0 {
+		if err := c.step("watch", func() (string, error) { return c.watch(ctx) }); err != nil {
+			return err
+		}
+	}
+	err := c.step("trace", func() (string, error) { return c.trace(ctx) })
+	if err != nil && c.PID != 0 && errors.Is(err, manifest.ErrUnhealthy) && c.service.goesIntoBackground() {
+		err = c.step("trace", func() (string, error) { return c.trace(ctx) })
+	}
+	if err != nil {
 		return err
 	}
 	if err := c.step("close", func() (string, error) { return c.shut(ctx) }); err != nil {
@@ -155,7 +170,7 @@ func (c *capturing) capture(ctx context.Context) error {
 		}
 		c.result.Learned = append(c.result.Learned, learned...)
 	}
-	return c.step("publish", c.publish)
+	return c.step("publish", func() (string, error) { return c.publish(ctx) })
 }
 
 // open opens what all steps use.
@@ -334,6 +349,9 @@ func (c *capturing) ahead(ctx context.Context) error {
 		return err
 	}
 	c.result.Warnings = append(c.result.Warnings, warnings...)
+	if c.service.db != nil && c.service.db.Kind() == "rpm" { // Debian's has no SHA-256
+		c.hasher.shipped = (&shipped{db: c.service.db}).digest
+	}
 	cl.running(c.service)
 	for i, info := range c.service.infos {
 		for _, f := range info.Files {
@@ -470,7 +488,7 @@ func (c *capturing) chunkList(d manifest.Digest) []byte {
 	return b
 }
 
-func (c *capturing) publish() (string, error) {
+func (c *capturing) publish(ctx context.Context) (string, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return "", err
@@ -488,6 +506,9 @@ func (c *capturing) publish() (string, error) {
 	for _, u := range c.service.units {
 		snap.Units = append(snap.Units, *u)
 	}
+	if err := c.markModified(ctx); err != nil {
+		return "", err
+	}
 	index, err := c.tree.index(c.Root)
 	if err != nil {
 		return "", err
@@ -495,6 +516,9 @@ func (c *capturing) publish() (string, error) {
 	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index})
 	if err != nil {
 		return "", err
+	}
+	if err := c.library.sweepRoots(c.Name); err != nil {
+		c.warn("unpacked packages of earlier snapshots are left: " + err.Error())
 	}
 	c.result.Published, c.result.Snapshot = p, snap
 	c.result.Classes = map[Class]Count{}

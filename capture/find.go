@@ -12,7 +12,9 @@ import (
 
 	"srvfs/capture/dpkg"
 	"srvfs/capture/pkgdb"
+	"srvfs/capture/proc"
 	"srvfs/capture/rootfs"
+	"srvfs/capture/rpmdb"
 	"srvfs/capture/rpmfile"
 	"srvfs/capture/unit"
 	"srvfs/manifest"
@@ -22,6 +24,7 @@ import (
 type service struct {
 	units []*manifest.Unit
 	infos []unit.Info
+	pid   int      // of the running instance, if the administrator named it
 	db    pkgdb.DB // nil if the root has none
 	// own are the packages that the service is installed from, and needed those
 	// with all that they depend on, by ID.
@@ -35,7 +38,7 @@ type service struct {
 
 // find reads the units and the package files that the administrator named.
 func find(o *Options, root *rootfs.Root) (*service, []string, error) {
-	s := &service{own: map[string]string{}, needed: map[string]string{}}
+	s := &service{pid: o.PID, own: map[string]string{}, needed: map[string]string{}}
 	var warnings []string
 	add := func(u *manifest.Unit, info unit.Info, err error) error {
 		if err != nil {
@@ -56,6 +59,8 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 		err = add(unit.FromExec(root, o.Exec))
 	case o.Init != "":
 		err = add(unit.FromInit(root, o.Init))
+	case o.PID != 0:
+		err = addProcess(root, o.PID, add)
 	}
 	for _, name := range o.Units {
 		if err == nil {
@@ -85,12 +90,15 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 // packages reads the package database: which packages own the service, and what
 // those need.
 func (s *service) packages(root *rootfs.Root) (warnings []string, err error) {
-	s.db, err = pkgdb.Open(root, dpkg.Open)
+	s.db, err = pkgdb.Open(root, dpkg.Open, rpmdb.Open)
 	if errors.Is(err, pkgdb.ErrNone) {
 		if len(s.names) > 0 {
 			return nil, fmt.Errorf("package %s: %w: %w", s.names[0], err, manifest.ErrNotFound)
 		}
 		return []string{"no package database: only what the service used, and what it needs, is captured; see --include"}, nil
+	}
+	if errors.Is(err, pkgdb.ErrCorrupt) {
+		err = fmt.Errorf("%w: let its own tools repair it (dpkg --audit, rpm --rebuilddb): %w", err, manifest.ErrCorrupt)
 	}
 	if err != nil {
 		return nil, err
@@ -151,6 +159,41 @@ func addUnit(root *rootfs.Root, name string, add func(*manifest.Unit, unit.Info,
 		}
 	}
 	return nil
+}
+
+// addProcess adds the unit that a running process belongs to, or else what starts
+// such a process again.
+func addProcess(root *rootfs.Root, pid int, add func(*manifest.Unit, unit.Info, error) error) error {
+	f, err := proc.InspectIn(root, pid)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("process %d: there is none: %w", pid, manifest.ErrNotFound)
+	case err != nil:
+		return err
+	case f.Root == "":
+		return fmt.Errorf("process %d is not in %s: give its root with --root /proc/%d/root: %w", pid, root, pid, manifest.ErrInvalid)
+	case f.Root != "/":
+		return fmt.Errorf("process %d has the root %s: give it with --root %s: %w", pid, f.Root, root.Host(f.Root), manifest.ErrInvalid)
+	}
+	if name := proc.UnitOf(pid); name != "" {
+		if u, info, err := unit.FromUnit(root, name); err == nil && len(info.Instances) == 0 {
+			return add(u, info, nil)
+		}
+	}
+	return add(unit.FromProcess(root, unit.Process{
+		PID: pid, Exe: f.Exe, Argv: f.Argv, Env: f.Env, Dir: f.Cwd, UID: f.UID, GID: f.GID, Groups: f.Groups, Umask: f.Umask,
+	}))
+}
+
+// goesIntoBackground makes a unit that was seen as a running process only, and did
+// not start as one that stays in the foreground, into a daemon. Nothing in /proc tells
+// the two apart. It reports whether that is worth another try.
+func (s *service) goesIntoBackground() bool {
+	if len(s.units) != 1 || s.units[0].Kind != manifest.Simple {
+		return false
+	}
+	s.units[0].Kind = manifest.Forking
+	return true
 }
 
 // owner notes the packages that own the path, by any of its names.

@@ -22,6 +22,9 @@ type hasher struct {
 	// earlier finds a chunk list that an earlier snapshot has: the cache knows
 	// only its digest. It may be nil.
 	earlier func(manifest.Digest) []byte
+	// shipped finds a digest that a package manager has; see shipped.digest. It
+	// may be nil.
+	shipped func(*node) (manifest.Digest, bool)
 
 	mu    sync.Mutex
 	lists map[manifest.Digest][]byte // chunk lists, encoded
@@ -103,6 +106,12 @@ func (h *hasher) known(n *node) bool {
 	if n.entry.Size == 0 {
 		n.entry.Digest = manifest.EmptyDigest
 		return true
+	}
+	if h.shipped != nil {
+		if d, ok := h.shipped(n); ok {
+			n.entry.Digest = d
+			return true
+		}
 	}
 	if h.cache == nil {
 		return false

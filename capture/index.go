@@ -25,6 +25,7 @@ type Entry struct {
 	Digest   manifest.Digest // of a file's bytes
 	Identity Identity        // of a file
 	Secret   bool            // only in because the service read it: a private key, a password file
+	Modified bool            // a file that is not what its package shipped
 }
 
 // Class returns the class under which the entry is shown.
@@ -52,7 +53,10 @@ const (
 	maxAllReasons = 4 << 20
 )
 
-const flagSecret = 1
+const (
+	flagSecret = 1 << iota
+	flagModified
+)
 
 // index is a decoded index; entries are decoded one by one as they are asked for.
 type index struct {
@@ -90,6 +94,9 @@ func (w *indexWriter) add(e *Entry) error {
 	flags := byte(0)
 	if e.Secret {
 		flags |= flagSecret
+	}
+	if e.Modified {
+		flags |= flagModified
 	}
 	b = append(b, byte(e.Type), flags)
 	b = binary.AppendUvarint(b, uint64(len(e.Reasons)))
@@ -218,10 +225,10 @@ func (x *index) entry(r *indexReader, path *[]byte, first bool) Entry {
 		r.fail("%v", e.Type)
 	}
 	flags := r.byte()
-	if flags&^flagSecret != 0 {
+	if flags&^(flagSecret|flagModified) != 0 {
 		r.fail("flags %#x", flags)
 	}
-	e.Secret = flags&flagSecret != 0
+	e.Secret, e.Modified = flags&flagSecret != 0, flags&flagModified != 0
 	n := r.uint()
 	if n == 0 || n > 64 {
 		r.fail("%d reasons", n)

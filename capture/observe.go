@@ -1,7 +1,10 @@
 package capture
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"strings"
 
@@ -81,12 +84,17 @@ func (c *closure) rootOf(a trace.Access) (root *rootfs.Root, prefix, p string) {
 	return r, canonical, path.Join("/", strings.TrimPrefix(a.Path, a.Root))
 }
 
+// query describes the running instance of a unit.
+func (s *service) query(i int) proc.Query {
+	return proc.Query{PID: s.pid, Unit: s.infos[i].Name, PIDFile: s.units[i].PIDFile, Exe: s.units[i].Start[0].Argv[0]}
+}
+
 // running adds what the running instance of the service has mapped and open. It
 // is looked at, and not touched.
 func (c *closure) running(s *service) {
 	seen := map[int]bool{}
-	for i, u := range s.units {
-		pids, err := proc.Running(c.root, proc.Query{Unit: s.infos[i].Name, PIDFile: u.PIDFile, Exe: u.Start[0].Argv[0]})
+	for i := range s.units {
+		pids, err := proc.Running(c.root, s.query(i))
 		if err != nil {
 			continue
 		}
@@ -97,6 +105,43 @@ func (c *closure) running(s *service) {
 			}
 		}
 	}
+}
+
+// watch adds what the running instance opens in the time for which it is watched.
+func (c *capturing) watch(ctx context.Context) (string, error) {
+	var folders []string
+	for _, m := range c.realMounts() {
+		folders = append(folders, m.host)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.Watch)
+	defer cancel()
+	var queries []proc.Query
+	for i := range c.service.units {
+		queries = append(queries, c.service.query(i))
+	}
+	seen := map[string]bool{}
+	complete, err := proc.Opens(ctx, c.root, queries, folders, func(p string, pid int) {
+		if !seen[p] {
+			seen[p] = true
+			r := Reason{ClassTraced, fmt.Sprintf("opened by the running instance (process %d) while it was watched", pid)}
+			if canonical, info, ok := c.closure.add(p, r); ok && info.Mode().IsRegular() {
+				c.closure.used[canonical] = true
+			}
+		}
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("--watch: %w in %s: start it first: %w", err, c.Root, manifest.ErrNotFound)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return "", err
+	}
+	if !complete {
+		c.warn("while the running instance was watched more happened than the kernel can tell of: watch again at a quieter time")
+	}
+	return fmt.Sprintf("%d files in %v", len(seen), c.Watch), nil
 }
 
 const heldForWriting = "held open for writing"

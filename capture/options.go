@@ -10,22 +10,30 @@ import (
 	"srvfs/manifest"
 )
 
-// Options say what is captured, and how. One of Units, Init and Exec must be
+// Options say what is captured, and how. One of Units, Init, Exec and PID must be
 // set.
 type Options struct {
 	Name  string   // of the service; see [manifest.ValidService]
 	Units []string // systemd units, in the order in which they start: "nginx"
 	Init  string   // a SysV script: a path, or a name in /etc/init.d
 	Exec  []string // a command line
+	PID   int      // the main process of a running instance
 	// Packages are also taken: names of installed ones, with what they need, or
 	// paths of package files (NAME.rpm), of which what is installed is taken.
 	Packages []string
-	Include  []string // also take these absolute paths; of a folder, all that is below
-	Exclude  []string // leave these out: patterns, see [Pattern]
-	Probes   []string // URLs that show that the service does its job; see package probe
+	// RPMs are package files (NAME.rpm) that are unpacked to be the service's root,
+	// for a server of which nothing else is left. Root must be empty.
+	RPMs    []string
+	Include []string // also take these absolute paths; of a folder, all that is below
+	Exclude []string // leave these out: patterns, see [Pattern]
+	Probes  []string // URLs that show that the service does its job; see package probe
 
 	Root     string // folder on this host that is the service's "/"; empty is "/"
 	StateDir string // empty is DefaultState
+
+	// Watch is how long the running instance is watched for what it opens, beyond
+	// what a start and the probes do: a renewal, a nightly job.
+	Watch time.Duration
 
 	// StartTimeout is how long a start may take, and how long the probes may
 	// take to answer after it; 0 is what the unit says, at most 90 s. A capture
@@ -37,7 +45,7 @@ type Options struct {
 	Scratch int64
 
 	Log *slog.Logger // nil is none
-	// Progress, if not nil, is called at the end of each step: "find", "trace",
+	// Progress, if not nil, is called at the end of each step: "unpack" (of RPMs), "find", "watch" (if asked for), "trace",
 	// "close", "build", "verify", "publish". The steps build and verify come
 	// again when a verification has found something missing.
 	Progress func(step string, took time.Duration, detail string)
@@ -84,16 +92,19 @@ func (o *Options) check() error {
 		return bad("a service name is up to 64 letters, digits, '.', '_' and '-', and begins with a letter, digit or '_'")
 	}
 	ways := 0
-	for _, set := range []bool{len(o.Units) > 0, o.Init != "", len(o.Exec) > 0} {
+	for _, set := range []bool{len(o.Units) > 0, o.Init != "", len(o.Exec) > 0, o.PID != 0} {
 		if set {
 			ways++
 		}
 	}
 	if ways != 1 {
-		return bad("say how it starts: either units, or an init script, or a command")
+		return bad("say how it starts: either units, or an init script, or a command, or a running process")
 	}
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("capture %s: %w: it reads every file and starts the service in a sandbox; run it as root", o.Name, manifest.ErrDenied)
+	}
+	if len(o.RPMs) > 0 && o.Root != "" && o.Root != "/" {
+		return bad("packages are unpacked to be the root, and --root names another one")
 	}
 	if o.Root == "" {
 		o.Root = "/"
@@ -112,7 +123,7 @@ func (o *Options) check() error {
 	if o.StateDir, err = filepath.Abs(o.StateDir); err != nil {
 		return fmt.Errorf("capture %s: state folder: %w", o.Name, err)
 	}
-	if o.StartTimeout < 0 || o.Scratch < 0 {
+	if o.StartTimeout < 0 || o.Scratch < 0 || o.Watch < 0 {
 		return bad("a negative limit")
 	}
 	if o.Log == nil {

@@ -197,7 +197,7 @@ func (l *Library) Remove(service string) error {
 	if err := l.setCurrent(kept); err != nil {
 		return fmt.Errorf("remove %s from %s: %w", service, l.dir, err)
 	}
-	return l.sweep(kept)
+	return errors.Join(l.sweep(kept), l.sweepRoots(service))
 }
 
 // lock waits for whoever else publishes: the time of some writes and an fsync.

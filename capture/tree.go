@@ -14,10 +14,11 @@ import (
 
 // An item is what is known of a path before it is read: why it is in.
 type item struct {
-	reasons []Reason
-	secret  bool
-	ahead   bool   // its digest was asked for before the set was complete
-	fresh   string // why it starts empty, or ""
+	reasons  []Reason
+	secret   bool
+	modified bool   // it is not what its package shipped
+	ahead    bool   // its digest was asked for before the set was complete
+	fresh    string // why it starts empty, or ""
 }
 
 // A tree is a finished one: nodes sorted by path, encoded pages and chunk lists.
@@ -151,7 +152,7 @@ func (t *tree) index(root string) ([]byte, error) {
 }
 
 func (n *node) listed() Entry {
-	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret}
+	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret, Modified: n.item.modified}
 	if n.fresh() {
 		e.Reasons = append(slices.Clone(e.Reasons), Reason{ClassRule, n.item.fresh})
 		slices.SortStableFunc(e.Reasons, func(a, b Reason) int { return cmp.Compare(a.Class, b.Class) })

@@ -80,6 +80,9 @@ func (c *capturing) leftOut(accesses []trace.Access) []string {
 	var out []string
 	for _, a := range accesses {
 		root, prefix, p := c.closure.rootOf(a)
+		if isPseudo(path.Clean(p)) {
+			continue // /proc/self/exe is something else to whoever asks
+		}
 		canonical, _, err := root.Resolve(p)
 		if err != nil {
 			continue

@@ -29,15 +29,13 @@ type database struct {
 	diverted   map[string]diversion
 
 	index  sync.Once
-	owners map[string]owner
-	shared [][]int32 // packages of the paths that have several
-	err    error     // of the index
+	owners *pkgdb.Owners
+	err    error // of the index
 }
 
 // A pkg is one installed package and what was read of its files.
 type pkg struct {
 	*stanza
-	number int32 // position in database.pkgs
 
 	list    sync.Once
 	files   []string // canonical
@@ -218,8 +216,7 @@ func (db *database) add(all []*stanza) {
 		db.pkgs = append(db.pkgs, p)
 	}
 	slices.SortFunc(db.pkgs, func(a, b *pkg) int { return strings.Compare(a.ID, b.ID) })
-	for i, p := range db.pkgs {
-		p.number = int32(i)
+	for _, p := range db.pkgs {
 		db.byID[p.Name+":"+p.Arch] = p
 		db.byName[p.Name] = append(db.byName[p.Name], p)
 		for _, v := range p.Provides {

@@ -8,13 +8,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"srvfs/capture/pkgdb"
 )
-
-// An owner is the number of the only package that has a path, or -1-i where
-// database.shared[i] are the numbers of several.
-type owner int32
 
 // Owner implements pkgdb.DB.
 func (db *database) Owner(p string) ([]string, error) {
@@ -23,17 +20,9 @@ func (db *database) Owner(p string) ([]string, error) {
 		return nil, db.err
 	}
 	c, _, _ := db.root.ResolveParent(p) // of a path that does not exist it is the best form there is
-	o, ok := db.owners[c]
-	if !ok {
-		return nil, nil
-	}
-	if o >= 0 {
-		return []string{db.pkgs[o].ID}, nil
-	}
-	numbers := db.shared[-1-o]
-	ids := make([]string, len(numbers))
-	for i, n := range numbers {
-		ids[i] = db.pkgs[n].ID
+	var ids []string
+	for _, n := range db.owners.Of(c) {
+		ids = append(ids, db.pkgs[n].ID)
 	}
 	return ids, nil
 }
@@ -52,33 +41,13 @@ func (db *database) buildIndex() {
 		})
 	}
 	wg.Wait()
-	total := 0
 	for _, p := range db.pkgs {
 		if p.listErr != nil {
 			db.err = p.listErr
 			return
 		}
-		total += len(p.files)
 	}
-	db.owners = make(map[string]owner, total/2)
-	for _, p := range db.pkgs {
-		for _, f := range p.files {
-			o, ok := db.owners[f]
-			switch {
-			case !ok:
-				db.owners[f] = owner(p.number)
-			case o >= 0:
-				if int32(o) != p.number {
-					db.owners[f] = owner(-1 - len(db.shared))
-					db.shared = append(db.shared, []int32{int32(o), p.number})
-				}
-			default:
-				if s := db.shared[-1-o]; s[len(s)-1] != p.number {
-					db.shared[-1-o] = append(s, p.number)
-				}
-			}
-		}
-	}
+	db.owners = pkgdb.NewOwners(len(db.pkgs), func(i int) []string { return db.pkgs[i].files })
 }
 
 // load reads the list of one package's files, once.
@@ -203,6 +172,20 @@ func (db *database) Digest(id, path string) (pkgdb.Digest, bool) {
 	c, _, _ := db.root.ResolveParent(path)
 	sum, ok := p.md5[c]
 	return pkgdb.Digest{Algorithm: "md5", Hex: sum, Size: -1}, ok
+}
+
+// Installed implements pkgdb.DB: dpkg writes the list of files anew each time.
+func (db *database) Installed(id string) time.Time {
+	p := db.find(id)
+	if p == nil || db.distroless {
+		return time.Time{}
+	}
+	for _, name := range []string{p.Name, p.Name + ":" + p.Arch} {
+		if info, err := db.root.Lstat(folder + "info/" + name + ".list"); err == nil {
+			return info.ModTime()
+		}
+	}
+	return time.Time{}
 }
 
 func unknown(id string) error { return fmt.Errorf("package %.80q: %w", id, pkgdb.ErrUnknown) }

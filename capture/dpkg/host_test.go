@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"srvfs/capture/pkgdb"
+	"srvfs/capture/pkgdb/pkgdbtest"
 	"srvfs/capture/rootfs"
 )
 
@@ -286,4 +287,15 @@ func BenchmarkOwner(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func TestConforms(t *testing.T) {
+	pkgdbtest.Conforms(t, func() (pkgdb.DB, error) {
+		root, err := rootfs.New("/")
+		if err != nil {
+			return nil, err
+		}
+		t.Cleanup(func() { _ = root.Close() })
+		return pkgdb.Open(root, Open)
+	})
 }

@@ -3,6 +3,7 @@ package pkgdb
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"srvfs/capture/rootfs"
 )
@@ -14,6 +15,8 @@ var (
 	// ErrCorrupt: there is one, and it can't be read. The error says which
 	// file and line.
 	ErrCorrupt = errors.New("package database is damaged")
+	// ErrBusy: it is being changed just now. Trying again later helps.
+	ErrBusy = errors.New("package database is being changed")
 	// ErrUnknown: no such package is installed.
 	ErrUnknown = errors.New("package is not installed")
 )
@@ -52,6 +55,10 @@ type DB interface {
 	// shipped for path. Not known (dpkg has no digests of links, and for some
 	// packages none at all): ok is false.
 	Digest(id, path string) (d Digest, ok bool)
+
+	// Installed returns when the package was installed, or brought up to date;
+	// zero if that is not known.
+	Installed(id string) time.Time
 
 	// Providers returns the IDs of the installed packages that satisfy one
 	// dependency, best first: a package of that name before those that provide
@@ -102,18 +109,27 @@ type Digest struct {
 	Mtime     int64  // seconds since 1970; 0 if not known
 }
 
-// Open returns the first database that one of the openers finds in root, in
-// their order. If none does the error wraps ErrNone; any other failure of an
+// Open returns the database that the openers find in root; if there are several,
+// as where a distribution has the other's tools as a package, the one with the
+// most packages. If there is none the error wraps ErrNone; any other failure of an
 // opener is returned at once, so that a damaged database is not mistaken for a
 // missing one.
 //
-//	db, err := pkgdb.Open(root, dpkg.Open)
+//	db, err := pkgdb.Open(root, dpkg.Open, rpmdb.Open)
 func Open(root *rootfs.Root, openers ...func(*rootfs.Root) (DB, error)) (DB, error) {
+	var best DB
 	for _, open := range openers {
 		db, err := open(root)
-		if !errors.Is(err, ErrNone) {
-			return db, err
+		switch {
+		case errors.Is(err, ErrNone):
+		case err != nil:
+			return nil, err
+		case best == nil || len(db.Packages()) > len(best.Packages()):
+			best = db
 		}
 	}
-	return nil, fmt.Errorf("%s: %w: name files with --include", root, ErrNone)
+	if best == nil {
+		return nil, fmt.Errorf("%s: %w: name files with --include", root, ErrNone)
+	}
+	return best, nil
 }

@@ -25,6 +25,7 @@ type Files struct {
 	Argv     []string
 	UID, GID uint32   // effective
 	Groups   []uint32 // supplementary
+	Umask    uint32
 }
 
 // An Fd is one open file.
@@ -140,6 +141,9 @@ func (f *Files) readStatus() error {
 			}
 			*x.to = uint32(n)
 		}
+	}
+	if n, err := strconv.ParseUint(s["Umask"], 8, 32); err == nil { // since Linux 4.7
+		f.Umask = uint32(n)
 	}
 	for g := range strings.FieldsSeq(s["Groups"]) {
 		n, err := strconv.ParseUint(g, 10, 32)

@@ -18,6 +18,7 @@ import (
 
 // A Query says which processes are looked for. Empty fields don't count.
 type Query struct {
+	PID     int    // its main process, in our namespace
 	Unit    string // systemd's name: "nginx.service"
 	PIDFile string // absolute, in the root
 	Exe     string // absolute path of the program, in the root
@@ -25,7 +26,7 @@ type Query struct {
 
 // Running returns the process numbers (in our namespace) of the service that q
 // describes, with all their descendants, sorted. It takes the first of q that
-// gives any: the unit's control group, the PID file, the processes that execute
+// gives any: the main process, the unit's control group, the PID file, the processes that execute
 // Exe. Only processes whose root is the captured one, or lies in it, are
 // considered; by PID file and by Exe, when that root is ours, only those of our
 // own process and network namespaces: others are a container's, or a sandbox's.
@@ -36,7 +37,7 @@ func Running(root *rootfs.Root, q Query) ([]int, error) {
 		return nil, err
 	}
 	var found []int
-	for _, match := range []func(*process) bool{byUnit(q.Unit), byPIDFile(root, q.PIDFile), byExe(root, q.Exe)} {
+	for _, match := range []func(*process) bool{byPID(q.PID), byUnit(q.Unit), byPIDFile(root, q.PIDFile), byExe(root, q.Exe)} {
 		if match == nil {
 			continue
 		}
@@ -196,6 +197,13 @@ func (in *place) strip(p string) (string, bool) {
 	return path.Clean("/" + rest), true
 }
 
+func byPID(pid int) func(*process) bool {
+	if pid == 0 {
+		return nil
+	}
+	return func(p *process) bool { return p.pid == pid }
+}
+
 // byUnit matches the processes in a unit's control group, or one below it.
 func byUnit(unit string) func(*process) bool {
 	if unit == "" {
@@ -217,6 +225,33 @@ func inUnit(text, unit string) bool {
 		}
 	}
 	return false
+}
+
+// UnitOf returns the name of the systemd unit that a process belongs to, such as
+// "nginx.service"; empty if it belongs to none, or to a user's session.
+func UnitOf(pid int) string {
+	b, err := readFile(pid, "cgroup")
+	if err != nil {
+		return ""
+	}
+	return unitIn(string(b))
+}
+
+// unitIn reads /proc/PID/cgroup; see inUnit.
+func unitIn(text string) string {
+	for line := range strings.Lines(text) {
+		f := strings.SplitN(strings.TrimRight(line, "\n"), ":", 3)
+		if len(f) != 3 || f[0] != "0" && f[1] != "name=systemd" {
+			continue
+		}
+		parts := strings.Split(f[2], "/")
+		for _, p := range slices.Backward(parts) {
+			if strings.HasSuffix(p, ".service") && !slices.Contains(parts, "user.slice") {
+				return p
+			}
+		}
+	}
+	return ""
 }
 
 func byPIDFile(root *rootfs.Root, name string) func(*process) bool {

@@ -17,7 +17,7 @@ func (p *program) captureCmd() *cobra.Command {
 	var command string
 	var quiet bool
 	c := &cobra.Command{
-		Use:   "capture NAME (--unit UNIT | --init SCRIPT | --exec 'CMD ...') [flags]",
+		Use:   "capture NAME (--unit UNIT | --init SCRIPT | --exec 'CMD ...' | --pid PID) [flags]",
 		Short: "make a snapshot of a service, and prove that it works",
 		Long: `Capture finds out what a service needs, and makes a snapshot of it named NAME.
 
@@ -40,6 +40,7 @@ are not read again.
 		Example: `  srvd capture web --unit nginx --probe http://127.0.0.1/
   srvd capture dns --unit named --probe 'dns://127.0.0.1/example.org?type=A'
   srvd capture app --exec '/opt/app/bin/app --port 8080' --include /opt/app --probe http://127.0.0.1:8080/health
+  srvd capture app --pid $(pidof app) --probe http://127.0.0.1:8080/health
   srvd capture old --init /etc/init.d/thttpd --root /mnt/dead-disk --probe http://127.0.0.1/`,
 		Args: cli.Args(1, 1, "a name for the service"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -47,13 +48,13 @@ are not read again.
 				return err
 			}
 			ways := 0
-			for _, set := range []bool{len(o.Units) > 0, o.Init != "", command != ""} {
+			for _, set := range []bool{len(o.Units) > 0, o.Init != "", command != "", o.PID != 0} {
 				if set {
 					ways++
 				}
 			}
 			if ways != 1 {
-				return cli.UsageError(c, "say how the service starts: one of --unit, --init and --exec")
+				return cli.UsageError(c, "say how the service starts: one of --unit, --init, --exec and --pid")
 			}
 			if command != "" {
 				argv, err := unit.Split(command)
@@ -93,11 +94,14 @@ are not read again.
 	f.StringArrayVar(&o.Units, "unit", nil, "systemd unit of the service; repeat it if several belong together")
 	f.StringVar(&o.Init, "init", "", "SysV script that starts it: a path, or a name in /etc/init.d")
 	f.StringVar(&command, "exec", "", "command line that starts it; quotes and backslashes as in a shell, no variables")
+	f.IntVar(&o.PID, "pid", 0, "main process of a running instance: its unit, or the command line, user and environment that it was started with")
 	f.StringArrayVar(&o.Probes, "probe", nil, "URL that shows that the service works; repeatable")
 	f.StringArrayVar(&o.Packages, "package", nil, "package, or package file (NAME.rpm), that belongs to it beside the owners of its program and unit; repeatable")
+	f.StringArrayVar(&o.RPMs, "rpm", nil, "package file (NAME.rpm) to unpack: the service's root is made of these, for a server whose disk is lost; repeatable")
 	f.StringArrayVar(&o.Include, "include", nil, "file or folder that belongs to it; repeatable")
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "pattern of paths that stay out, such as '/var/cache/**'; repeatable")
 	f.StringVar(&o.Root, "root", "/", "root folder that holds the service: a container's, or a dead machine's disk")
+	f.DurationVar(&o.Watch, "watch", 0, "also watch the running instance for so long: what it opens is in, however rarely it does")
 	f.DurationVar(&o.StartTimeout, "timeout", 0, "how long a start may take (default: what the unit says, at most 90s)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print warnings and errors only")
 	return c

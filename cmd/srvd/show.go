@@ -78,13 +78,14 @@ func (p *program) listCmd() *cobra.Command {
 
 // entryRow is one path in `srvd show`.
 type entryRow struct {
-	Path    string           `json:"path"`
-	Type    string           `json:"type"`
-	Class   string           `json:"class"`
-	Size    int64            `json:"size"`
-	Digest  string           `json:"digest,omitempty"`
-	Secret  bool             `json:"secret,omitempty"`
-	Reasons []capture.Reason `json:"reasons"`
+	Path     string           `json:"path"`
+	Type     string           `json:"type"`
+	Class    string           `json:"class"`
+	Size     int64            `json:"size"`
+	Digest   string           `json:"digest,omitempty"`
+	Secret   bool             `json:"secret,omitempty"`
+	Modified bool             `json:"modified,omitempty"` // not what its package shipped
+	Reasons  []capture.Reason `json:"reasons"`
 }
 
 type classTotal struct {
@@ -107,6 +108,8 @@ func (p *program) showCmd() *cobra.Command {
   library  a program or library that is in needs it
   rule     a rule asks for it (users, name service, locale, certificates, ...)
   package  it belongs to a package that the service needs
+
+A file that is not what its package shipped is marked as modified.
 
 ` + cli.Codes,
 		Example: "  srvd show web\n  srvd show web --class traced\n  srvd show web --summary",
@@ -140,7 +143,7 @@ func (p *program) showCmd() *cobra.Command {
 				if class != "" && class != name {
 					continue
 				}
-				row := entryRow{Path: e.Path, Type: e.Type.String(), Class: name, Size: e.Size, Secret: e.Secret, Reasons: e.Reasons}
+				row := entryRow{Path: e.Path, Type: e.Type.String(), Class: name, Size: e.Size, Secret: e.Secret, Modified: e.Modified, Reasons: e.Reasons}
 				if e.Type == manifest.File {
 					row.Digest = e.Digest.String()
 				}
@@ -175,13 +178,13 @@ func printEntries(out io.Writer, s *manifest.Snapshot, rows []entryRow, sums []c
 				secrets = append(secrets, r)
 				continue
 			}
-			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", r.Class, size(r), quote(r.Path))
+			printEntry(w, r)
 		}
 		if len(secrets) > 0 {
 			_, _ = fmt.Fprintf(w, "\nsecrets, in because the service read them:\n")
 		}
 		for _, r := range secrets {
-			_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", r.Class, size(r), quote(r.Path))
+			printEntry(w, r)
 		}
 		_, _ = fmt.Fprintln(w)
 	}
@@ -190,6 +193,15 @@ func printEntries(out io.Writer, s *manifest.Snapshot, rows []entryRow, sums []c
 	}
 	_, _ = fmt.Fprintf(w, "total\t%s\t%s in %s; snapshot %d of %s\n", cli.Bytes(s.Totals.Bytes), cli.Count(s.Totals.Entries, "entry"), cli.Count(s.Totals.Files, "file"), s.Sequence, time.Unix(0, s.Created).Format(time.DateTime))
 	return w.Flush()
+}
+
+// printEntry prints one line, whose last word is the path.
+func printEntry(w io.Writer, r entryRow) {
+	mark := ""
+	if r.Modified {
+		mark = "modified"
+	}
+	_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Class, size(r), mark, quote(r.Path))
 }
 
 func size(r entryRow) string {

@@ -1,0 +1,122 @@
+package capture
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/capture/rpmfile"
+	"srvfs/manifest"
+)
+
+// unpack makes the root of package files: the source itself is lost, or was never
+// there. The same files are unpacked once.
+func (c *capturing) unpack(ctx context.Context) (string, error) {
+	sum := sha256.New()
+	for _, name := range c.RPMs {
+		info, err := os.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("--rpm %s: %w: %w", name, err, manifest.ErrNotFound)
+		}
+		if err != nil {
+			return "", fmt.Errorf("--rpm: %w", err)
+		}
+		_, _ = fmt.Fprintln(sum, filepath.Base(name), info.Size(), info.ModTime().UnixNano())
+	}
+	parent := filepath.Join(c.StateDir, rootsFolder)
+	dir := filepath.Join(parent, c.Name+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
+	if _, err := os.Stat(dir); err == nil {
+		c.Root = dir
+		return fmt.Sprintf("%d packages, unpacked already", len(c.RPMs)), nil
+	}
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return "", err
+	}
+	tmp, err := os.MkdirTemp(parent, tempPrefix)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := os.Chmod(tmp, 0o755); err != nil {
+		return "", err
+	}
+	if err := rpmfile.Unpack(ctx, c.RPMs, tmp); err != nil {
+		return "", err
+	}
+	if err := syncTree(tmp); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		return "", err
+	}
+	c.Root = dir
+	return fmt.Sprintf("%d packages", len(c.RPMs)), syncDir(parent)
+}
+
+// rootsFolder is where unpacked roots stand in the state folder.
+const rootsFolder = "roots"
+
+// syncTree brings what was written below dir to the disk.
+func syncTree(dir string) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(f.Fd())))
+}
+
+// sweepRoots removes the unpacked roots of a service that none of its kept
+// snapshots is served from.
+func (l *Library) sweepRoots(service string) error {
+	parent := filepath.Join(l.dir, rootsFolder)
+	entries, err := os.ReadDir(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	all, err := l.all()
+	if err != nil {
+		return err
+	}
+	used := map[string]bool{}
+	for _, p := range all {
+		if p.Service != service {
+			continue
+		}
+		x, err := l.index(p)
+		if err != nil {
+			return err
+		}
+		used[x.root] = true
+	}
+	for _, e := range entries {
+		dir := filepath.Join(parent, e.Name())
+		if name, key, ok := cutLast(e.Name(), "-"); !ok || name != service || len(key) != 16 || used[dir] {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutLast is strings.Cut at the last separator.
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
