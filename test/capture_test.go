@@ -192,3 +192,97 @@ func TestNamespacesAndUsers(t *testing.T) {
 	s.on(s.standby, "srvfs stop web; srvfs remove other; srvfs remove web")
 	s.noResidue(s.standby)
 }
+
+// What the administrator has changed in a package's files is marked.
+func TestShowMarksWhatIsModified(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "echo '# changed' >> /etc/nginx/nginx.conf; echo '# changed' >> /etc/nginx/mime.types; touch /etc/nginx/fastcgi.conf")
+	s.captured()
+	modified := map[string]bool{}
+	for _, e := range s.entries() {
+		if e.Modified {
+			modified[e.Path] = true
+		}
+	}
+	if len(modified) != 2 || !modified["/etc/nginx/nginx.conf"] || !modified["/etc/nginx/mime.types"] {
+		t.Errorf("modified: %v", modified)
+	}
+	if out := s.on(s.source, "srvd show web | grep modified"); strings.Count(out, "\n") != len(modified) || !strings.Contains(out, "modified  /etc/nginx/nginx.conf\n") {
+		t.Errorf("srvd show web says:\n%s", out)
+	}
+}
+
+// A process that nothing describes is started again as it runs: as its user, with
+// its environment, by its command line.
+func TestCaptureOfARunningProcess(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	const program = `mkdir -p /opt/app; useradd -r -d /opt/app app
+cat > /opt/app/serve.pl <<'END'
+use IO::Socket::INET; use POSIX;
+my $l = IO::Socket::INET->new(LocalPort => 8081, Listen => 5, ReuseAddr => 1) or die $!;
+while (my $c = $l->accept) { my $h = <$c>; my $b = "$ENV{GREETING} from uid $<\n"; print $c "HTTP/1.0 200 OK\r\nContent-Length: " . length($b) . "\r\n\r\n$b"; close $c }
+END
+cd /opt/app; GREETING=hello setpriv --reuid=app --regid=app --clear-groups perl serve.pl > /dev/null 2>&1 & echo $!`
+	pid := strings.TrimSpace(s.on(s.source, program))
+	s.check(s.source.Await(s.ctx, "127.0.0.1:8081"))
+	s.on(s.source, "srvd capture app --pid "+pid+" --probe http://127.0.0.1:8081/")
+	// One that goes into the background is started as that.
+	s.on(s.source, "sed 's/8081/8082/; s/^my/exit if fork; POSIX::setsid(); my/' /opt/app/serve.pl > /opt/app/daemon.pl; cd /opt/app; GREETING=bye perl daemon.pl > /dev/null 2>&1")
+	s.check(s.source.Await(s.ctx, "127.0.0.1:8082"))
+	s.on(s.source, "srvd capture background --pid $(grep -l daemon.pl /proc/[0-9]*/cmdline | cut -d/ -f3 | head -n 1) --probe http://127.0.0.1:8082/")
+	s.fails(s.source, 3, "there is none", "srvd capture x --pid 99999")
+	s.fails(s.source, 1, "name its unit", "srvd capture x --pid $(cat /run/nginx.pid)")
+	s.serve()
+	s.paired()
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/app")
+	uid := strings.TrimSpace(s.on(s.source, "id -u app"))
+	body, err := s.client.Get(s.ctx, "http://"+s.standby.Addr+":8081/")
+	if want := "hello from uid " + uid + "\n"; err != nil || body != want {
+		t.Errorf("the standby serves %q, %v; want %q", body, err, want)
+	}
+	s.on(s.standby, "srvfs remove app; srvfs run "+s.source.Addr+"/background")
+	if body, err := s.client.Get(s.ctx, "http://"+s.standby.Addr+":8082/"); err != nil || body != "bye from uid 0\n" {
+		t.Errorf("the standby serves %q, %v", body, err)
+	}
+	s.on(s.standby, "srvfs remove background")
+	s.noResidue(s.standby)
+}
+
+// What the running instance does rarely is learned by watching it.
+func TestWatchLearnsWhatIsRare(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	const program = `mkdir -p /opt/app /opt/rare; echo seldom > /opt/rare/data; echo never > /media/other
+cat > /opt/app/serve.pl <<'END'
+use IO::Socket::INET;
+my $l = IO::Socket::INET->new(LocalPort => 8081, Listen => 5, ReuseAddr => 1) or die $!;
+while (my $c = $l->accept) { my $h = <$c>; my $b = "ok\n"; $b = qx(cat /opt/rare/data) if $h =~ /rare/; print $c "HTTP/1.0 200 OK\r\nContent-Length: " . length($b) . "\r\n\r\n$b"; close $c }
+END
+perl /opt/app/serve.pl > /dev/null 2>&1 & echo $!`
+	pid := strings.TrimSpace(s.on(s.source, program))
+	s.check(s.source.Await(s.ctx, "127.0.0.1:8081"))
+	const capture = "srvd capture web --exec 'perl /opt/app/serve.pl' --probe http://127.0.0.1:8081/ "
+	s.on(s.source, capture+"-q")
+	if why, err := s.source.Shell(s.ctx, "srvd why web /opt/rare/data"); err == nil {
+		t.Fatalf("what is rare is in without being watched: %s", why)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.source.Shell(s.ctx, "srvd capture web --pid "+pid+" --probe http://127.0.0.1:8081/ --watch 4s")
+		ended <- err
+	}()
+	s.await("the watch has begun", func() bool { // an fanotify descriptor says so
+		out, _ := s.source.Shell(s.ctx, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c fanotify || true")
+		return strings.TrimSpace(out) != "0"
+	})
+	if body, err := s.source.Get(s.ctx, "http://127.0.0.1:8081/rare"); err != nil || body != "seldom\n" {
+		t.Fatalf("%q, %v", body, err)
+	}
+	s.on(s.source, "cat /media/other") // somebody else
+	s.check(<-ended)
+	if why := s.on(s.source, "srvd why web /opt/rare/data"); !strings.Contains(why, "while it was watched") {
+		t.Errorf("why: %s", why)
+	}
+	s.fails(s.source, 3, "", "srvd why web /media/other")
+	s.on(s.source, "kill "+pid)
+	s.fails(s.source, 3, "start it first", "srvd capture x --exec 'perl /opt/app/serve.pl' --watch 1s")
+}

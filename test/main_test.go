@@ -114,6 +114,13 @@ type site struct {
 	ctx                     context.Context
 	world                   *world.World
 	source, standby, client *world.Host
+
+	// What the transactions of services_test.go remember.
+	service     string
+	sent        int
+	said        string
+	shown       string
+	certificate []byte
 }
 
 // page is what the source's nginx serves.
@@ -122,6 +129,16 @@ const page = "<html><body>served by the source's own files</body></html>\n"
 // newSite builds a site, whose standby is made of the given root, and captures
 // nothing yet.
 func newSite(t *testing.T, standby world.RootKind) *site {
+	t.Helper()
+	s := bareSite(t, world.SourceRoot, standby)
+	s.check(os.WriteFile(filepath.Join(s.source.Root, "var/www/html/index.html"), []byte(page), 0o644))
+	s.on(s.source, "nginx")
+	s.check(s.source.Await(s.ctx, "127.0.0.1:80"))
+	return s
+}
+
+// bareSite builds a site on whose source nothing runs.
+func bareSite(t *testing.T, source, standby world.RootKind) *site {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	t.Cleanup(cancel)
@@ -135,14 +152,11 @@ func newSite(t *testing.T, standby world.RootKind) *site {
 		}
 	})
 	s := &site{T: t, ctx: ctx, world: w}
-	s.source = must(w.Host(ctx, "source", world.SourceRoot))(t)
+	s.source = must(w.Host(ctx, "source", source))(t)
 	s.standby = must(w.Host(ctx, "standby", standby))(t)
 	s.client = must(w.Client(ctx))(t)
 	s.check(s.source.Install(filepath.Join(binaries, "srvd"), "usr/local/sbin/srvd"))
 	s.check(s.standby.Install(filepath.Join(binaries, "srvfs"), "usr/local/sbin/srvfs"))
-	s.check(os.WriteFile(filepath.Join(s.source.Root, "var/www/html/index.html"), []byte(page), 0o644))
-	s.on(s.source, "nginx")
-	s.check(s.source.Await(ctx, "127.0.0.1:80"))
 	return s
 }
 

@@ -23,6 +23,9 @@ type status struct {
 	Reads      string            `json:"reads"`
 	Upcalls    map[string]uint64 `json:"upcalls"`
 	Content    tally             `json:"content"`
+	Units      []struct {
+		PID int `json:"pid"`
+	} `json:"units"`
 }
 
 // status returns what the standby says of a service or mountpoint.
@@ -40,11 +43,12 @@ func (s *site) status(name string) status {
 
 // entry is one path in `srvd show --json`.
 type entry struct {
-	Path   string `json:"path"`
-	Type   string `json:"type"`
-	Class  string `json:"class"`
-	Size   int64  `json:"size"`
-	Digest string `json:"digest"`
+	Path     string `json:"path"`
+	Type     string `json:"type"`
+	Class    string `json:"class"`
+	Size     int64  `json:"size"`
+	Digest   string `json:"digest"`
+	Modified bool   `json:"modified"`
 }
 
 // entries returns the paths of the service web, as the source lists them.

@@ -16,11 +16,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "roots: needs root rights: tests and demo make mounts and namespaces")
 		os.Exit(1)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
-	for _, k := range []world.RootKind{world.SourceRoot, world.StandbyRoot} {
+	for _, k := range append([]world.RootKind{world.SourceRoot, world.StandbyRoot}, world.ServiceRoots()...) {
 		start := time.Now()
 		path, err := k.Archive(ctx)
+		if err == nil && k.RPM {
+			path, err = k.RPMs(ctx)
+		}
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "roots: %v\n", err)
 			os.Exit(1)
