@@ -60,6 +60,7 @@ type capturing struct {
 	log     *os.File
 	root    *rootfs.Root
 	dir     *os.File // the root, O_PATH
+	held    *os.File // the root that was unpacked for it; see holdRoot
 	mounts  []sourceMount
 	probes  []*probe.Probe
 	service *service
@@ -94,7 +95,7 @@ func (c *capturing) close() {
 			_ = r.Close()
 		}
 	}
-	for _, f := range append(files, c.log, c.dir) {
+	for _, f := range append(files, c.log, c.dir, c.held) {
 		if f != nil {
 			_ = f.Close()
 		}

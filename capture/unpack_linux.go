@@ -33,9 +33,14 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 	}
 	parent := filepath.Join(c.StateDir, rootsFolder)
 	dir := filepath.Join(parent, c.Name+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
-	if _, err := os.Stat(dir); err == nil {
-		c.Root = dir
-		return fmt.Sprintf("%d packages, unpacked already", len(c.RPMs)), nil
+	if held, err := holdRoot(dir); err == nil {
+		c.held = held
+		if _, err := os.Stat(dir); err == nil { // it was not swept in between
+			c.Root = dir
+			return fmt.Sprintf("%d packages, unpacked already", len(c.RPMs)), nil
+		}
+		_ = held.Close()
+		c.held = nil
 	}
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return "", err
@@ -54,7 +59,13 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 	if err := syncTree(tmp); err != nil {
 		return "", err
 	}
-	if err := os.Rename(tmp, dir); err != nil {
+	if c.held, err = holdRoot(tmp); err != nil {
+		return "", err
+	}
+	if err := os.Rename(tmp, dir); errors.Is(err, fs.ErrExist) {
+		// Another capture was faster, and may be the one that publishes.
+		return "", fmt.Errorf("another capture has unpacked the same packages meanwhile: try again: %w", err)
+	} else if err != nil {
 		return "", err
 	}
 	c.Root = dir
@@ -63,6 +74,37 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 
 // rootsFolder is where unpacked roots stand in the state folder.
 const rootsFolder = "roots"
+
+// holdRoot keeps others from sweeping an unpacked root away until what it returns
+// is closed: a capture that uses it has not published anything yet.
+func holdRoot(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		return nil, errors.Join(os.NewSyscallError("flock", err), f.Close())
+	}
+	return f, nil
+}
+
+// sweepRoot removes an unpacked root that nobody holds.
+func sweepRoot(dir string) error {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	} else if err != nil {
+		return os.NewSyscallError("flock", err)
+	}
+	return os.RemoveAll(dir)
+}
 
 // syncTree brings what was written below dir to the disk.
 func syncTree(dir string) error {
@@ -105,7 +147,7 @@ func (l *Library) sweepRoots(service string) error {
 		if name, key, ok := cutLast(e.Name(), "-"); !ok || name != service || len(key) != 16 || used[dir] {
 			continue
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := sweepRoot(dir); err != nil {
 			return err
 		}
 	}

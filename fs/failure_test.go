@@ -193,8 +193,10 @@ func blocked(pid int) error {
 // The last waiter's end is the fetch's end.
 func TestNobodyWaitsNothingIsFetched(t *testing.T) {
 	w := newWorld(t, func(dir string) { write(t, dir+"/dir/file", "content") })
+	began := make(chan struct{}, 10)
 	var ended atomic.Bool
 	w.source.SetHook(func(ctx context.Context, c fstest.Call) error {
+		began <- struct{}{}
 		<-ctx.Done()
 		ended.Store(true)
 		return ctx.Err()
@@ -202,6 +204,12 @@ func TestNobodyWaitsNothingIsFetched(t *testing.T) {
 	w.mount(fs.Options{Deadline: limit})
 	cmd := exec.Command("cat", w.mnt+"/dir/file")
 	must(t, cmd.Start())
+	// What nobody has taken from the kernel yet ends there, and is never asked for.
+	select {
+	case <-began:
+	case <-time.After(limit):
+		t.Fatal("nothing is fetched")
+	}
 	must(t, eventually(func() error { return blocked(cmd.Process.Pid) }))
 	must(t, cmd.Process.Signal(unix.SIGTERM))
 	_ = cmd.Wait()

@@ -267,11 +267,11 @@ perl /opt/app/serve.pl > /dev/null 2>&1 & echo $!`
 	}
 	ended := make(chan error, 1)
 	go func() {
-		_, err := s.source.Shell(s.ctx, "srvd capture web --pid "+pid+" --probe http://127.0.0.1:8081/ --watch 4s")
+		_, err := s.source.Shell(s.ctx, "srvd capture web --pid "+pid+" --probe http://127.0.0.1:8081/ --watch 10s")
 		ended <- err
 	}()
-	s.await("the watch has begun", func() bool { // an fanotify descriptor says so
-		out, _ := s.source.Shell(s.ctx, "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -c fanotify || true")
+	s.await("the watch has begun", func() bool { // a mark of a file system says so
+		out, _ := s.source.Shell(s.ctx, "cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -c '^fanotify sdev:' || true")
 		return strings.TrimSpace(out) != "0"
 	})
 	if body, err := s.source.Get(s.ctx, "http://127.0.0.1:8081/rare"); err != nil || body != "seldom\n" {

@@ -171,9 +171,15 @@ func (a *accounts) save(folder *os.Root) error {
 		if text == "" {
 			continue
 		}
-		f, err := folder.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+		f, err := folder.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 		if err != nil {
 			return err
+		}
+		var last [1]byte
+		if info, err := f.Stat(); err == nil && info.Size() > 0 {
+			if _, err := f.ReadAt(last[:], info.Size()-1); err == nil && last[0] != '\n' {
+				text = "\n" + text // what was shipped ends within a line
+			}
 		}
 		_, err = f.WriteString(text)
 		if err = errors.Join(err, f.Close()); err != nil {

@@ -177,14 +177,10 @@ func (u *unpacking) place(p string) (string, error) {
 // links makes the symlinks of all packages, those near the root first.
 func (u *unpacking) links(packages []*opened) error {
 	var all []*rpm.FileInfo
-	folders := map[string]bool{}
 	for _, p := range packages {
 		for i := range p.files {
-			switch f := &p.files[i]; {
-			case f.Mode()&fs.ModeSymlink != 0 && f.Flags()&rpm.FileFlagGhost == 0:
+			if f := &p.files[i]; f.Mode()&fs.ModeSymlink != 0 && f.Flags()&rpm.FileFlagGhost == 0 {
 				all = append(all, f)
-			case f.IsDir():
-				folders[f.Name()] = true
 			}
 		}
 	}
