@@ -15,7 +15,7 @@ STATIC    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 TAGS      := grpcnotrace
 RACE      := -race -ldflags '-linkmode=external -extldflags=-static' -tags netgo,osusergo
 
-.PHONY: all build demo bench bench-short profile test test-race test-one lint tools deps roots generate fuzz install uninstall clean help
+.PHONY: all build demo bench bench-short profile test test-race test-one test-services lint tools deps roots generate fuzz install uninstall clean help
 
 all: build
 
@@ -40,15 +40,19 @@ bench-short: deps build ## a small version of every row of the bench
 profile: deps build ## CPU and heap profiles of srvd and srvfs in the runs of the bench, in bin/profiles
 	@$(GO) run ./test/bench -rounds 1 -profile bin/profiles $(if $(ROWS),-rows '$(ROWS)')
 
-test: roots test-race test-one ## every test
+# Real services take minutes, and their subject is what Debian's packages need: once.
+SERVICES := ^(TestServices|TestThreeServices|TestCaptureFromPackages)
+
+test: roots test-race test-one test-services ## every test
 
 test-race:
-	$(GO) test $(RACE) -timeout 30m ./...
+	$(GO) test $(RACE) -timeout 30m -skip '$(SERVICES)' ./...
 
-# On one processor all but the real services, whose subject is what Debian's packages
-# need: those take minutes.
 test-one:
-	GOMAXPROCS=1 $(GO) test -count=1 -timeout 30m -skip '^TestServices' ./...
+	GOMAXPROCS=1 $(GO) test -count=1 -timeout 30m -skip '$(SERVICES)' ./...
+
+test-services:
+	$(GO) test -count=1 -timeout 30m -run '$(SERVICES)' ./test
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 	@test/fuzz $(or $(FUZZTIME),30s)

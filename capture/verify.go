@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -88,6 +89,9 @@ func (c *capturing) leftOut(accesses []trace.Access) []string {
 			continue
 		}
 		canonical = path.Join(prefix, canonical)
+		if info, err := c.root.Lstat(canonical); err != nil || info.Mode()&fs.ModeSocket != 0 {
+			continue // of the running instance; the service makes its own
+		}
 		if c.closure.items[canonical] == nil && !isPseudo(canonical) && !slices.Contains(out, canonical) {
 			out = append(out, canonical)
 		}
