@@ -167,7 +167,7 @@ func addProcess(root *rootfs.Root, pid int, add func(*manifest.Unit, unit.Info, 
 	f, err := proc.InspectIn(root, pid)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("process %d: there is none: %w", pid, manifest.ErrNotFound)
+		return fmt.Errorf("process %d: there is none with a program (a kernel thread has none): %w", pid, manifest.ErrNotFound)
 	case err != nil:
 		return err
 	case f.Root == "":

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"path"
 	"strings"
 
@@ -129,8 +128,8 @@ func (c *capturing) watch(ctx context.Context) (string, error) {
 			}
 		}
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("--watch: %w in %s: start it first: %w", err, c.Root, manifest.ErrNotFound)
+	if errors.Is(err, proc.ErrNotRunning) {
+		return "", fmt.Errorf("--watch: %w in %s; start it first: %w", err, c.Root, manifest.ErrNotFound)
 	}
 	if err != nil {
 		return "", err

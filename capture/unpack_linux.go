@@ -32,7 +32,7 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 		_, _ = fmt.Fprintln(sum, filepath.Base(name), info.Size(), info.ModTime().UnixNano())
 	}
 	parent := filepath.Join(c.StateDir, rootsFolder)
-	dir := filepath.Join(parent, c.Name+"-"+hex.EncodeToString(sum.Sum(nil)[:8]))
+	dir := filepath.Join(parent, c.Name+"-"+hex.EncodeToString(sum.Sum(nil)[:rootKey/2]))
 	if held, err := holdRoot(dir); err == nil {
 		c.held = held
 		if _, err := os.Stat(dir); err == nil { // it was not swept in between
@@ -53,13 +53,13 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 	if err := os.Chmod(tmp, 0o755); err != nil {
 		return "", err
 	}
+	if c.held, err = holdRoot(tmp); err != nil {
+		return "", err
+	}
 	if err := rpmfile.Unpack(ctx, c.RPMs, tmp); err != nil {
 		return "", err
 	}
 	if err := syncTree(tmp); err != nil {
-		return "", err
-	}
-	if c.held, err = holdRoot(tmp); err != nil {
 		return "", err
 	}
 	if err := os.Rename(tmp, dir); errors.Is(err, fs.ErrExist) {
@@ -72,8 +72,12 @@ func (c *capturing) unpack(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d packages", len(c.RPMs)), syncDir(parent)
 }
 
-// rootsFolder is where unpacked roots stand in the state folder.
-const rootsFolder = "roots"
+// Unpacked roots stand in a folder of the state folder, and are called by their
+// service and so many digits that stand for the packages.
+const (
+	rootsFolder = "roots"
+	rootKey     = 16
+)
 
 // holdRoot keeps others from sweeping an unpacked root away until what it returns
 // is closed: a capture that uses it has not published anything yet.
@@ -117,7 +121,8 @@ func syncTree(dir string) error {
 }
 
 // sweepRoots removes the unpacked roots of a service that none of its kept
-// snapshots is served from.
+// snapshots is served from, and what a crash has left half unpacked. A root goes by
+// its name: the state folder may have been called by another path.
 func (l *Library) sweepRoots(service string) error {
 	parent := filepath.Join(l.dir, rootsFolder)
 	entries, err := os.ReadDir(parent)
@@ -140,25 +145,17 @@ func (l *Library) sweepRoots(service string) error {
 		if err != nil {
 			return err
 		}
-		used[x.root] = true
+		used[filepath.Base(x.root)] = true
 	}
 	for _, e := range entries {
-		dir := filepath.Join(parent, e.Name())
-		if name, key, ok := cutLast(e.Name(), "-"); !ok || name != service || len(key) != 16 || used[dir] {
+		i := max(0, len(e.Name())-rootKey)
+		ours := e.Name()[:i] == service+"-" && !used[e.Name()]
+		if !ours && !strings.HasPrefix(e.Name(), tempPrefix) {
 			continue
 		}
-		if err := sweepRoot(dir); err != nil {
+		if err := sweepRoot(filepath.Join(parent, e.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// cutLast is strings.Cut at the last separator.
-func cutLast(s, sep string) (before, after string, found bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(sep):], true
 }

@@ -3,6 +3,8 @@ package dpkg
 import (
 	"cmp"
 	"strings"
+
+	"srvfs/capture/pkgdb"
 )
 
 // Compare compares two Debian version numbers as deb-version(7) says: negative
@@ -10,7 +12,7 @@ import (
 func Compare(a, b string) int {
 	ea, ua, ra := splitVersion(a)
 	eb, ub, rb := splitVersion(b)
-	if c := compareDigits(ea, eb); c != 0 {
+	if c := pkgdb.CompareDigits(ea, eb); c != 0 {
 		return c
 	}
 	if c := comparePart(ua, ub); c != 0 {
@@ -42,7 +44,7 @@ func comparePart(a, b string) int {
 		var da, db string
 		da, a = digits(a)
 		db, b = digits(b)
-		if c := compareDigits(da, db); c != 0 {
+		if c := pkgdb.CompareDigits(da, db); c != 0 {
 			return c
 		}
 	}
@@ -69,15 +71,6 @@ func digits(s string) (run, rest string) {
 		n++
 	}
 	return s[:n], s[n:]
-}
-
-// compareDigits compares numbers of any length.
-func compareDigits(a, b string) int {
-	a, b = strings.TrimLeft(a, "0"), strings.TrimLeft(b, "0")
-	if c := cmp.Compare(len(a), len(b)); c != 0 {
-		return c
-	}
-	return strings.Compare(a, b)
 }
 
 // satisfies reports whether version v fulfils "op want".

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"strconv"
 	"strings"
@@ -15,6 +14,9 @@ import (
 
 	"srvfs/capture/rootfs"
 )
+
+// ErrNotRunning: there is no process to be watched.
+var ErrNotRunning = errors.New("no instance of the service runs")
 
 // forgetStrangers is how long a process that does not belong to the service is
 // remembered as such: its number may be used again.
@@ -28,7 +30,7 @@ const forgetStrangers = 5 * time.Second
 // The kernel tells of what was opened when it has been (fanotify(7)), and waits for
 // nobody. A process that has ended before it was looked at belongs to nobody.
 //
-// The error wraps fs.ErrNotExist if no process is found, and fs.ErrPermission
+// The error is ErrNotRunning if no process is found, and wraps fs.ErrPermission
 // without CAP_SYS_ADMIN; complete is false if
 // there were more events than the kernel keeps.
 func Opens(ctx context.Context, root *rootfs.Root, queries []Query, folders []string, seen func(path string, pid int)) (complete bool, err error) {
@@ -50,7 +52,7 @@ func Opens(ctx context.Context, root *rootfs.Root, queries []Query, folders []st
 		}
 	}
 	if len(w.ours) == 0 {
-		return false, fmt.Errorf("no instance of the service runs: %w", fs.ErrNotExist)
+		return false, ErrNotRunning
 	}
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_LARGEFILE|unix.O_NOATIME)
 	if err != nil {

@@ -26,8 +26,8 @@ type Query struct {
 
 // Running returns the process numbers (in our namespace) of the service that q
 // describes, with all their descendants, sorted. It takes the first of q that
-// gives any: the main process, the unit's control group, the PID file, the processes that execute
-// Exe. Only processes whose root is the captured one, or lies in it, are
+// gives any: the main process, the unit's control group, the PID file, the
+// processes that execute Exe. Only processes whose root is the captured one, or lies in it, are
 // considered; by PID file and by Exe, when that root is ours, only those of our
 // own process and network namespaces: others are a container's, or a sandbox's.
 // None is not an error.

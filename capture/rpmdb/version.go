@@ -3,6 +3,8 @@ package rpmdb
 import (
 	"cmp"
 	"strings"
+
+	"srvfs/capture/pkgdb"
 )
 
 // Compare compares two versions as RPM does: negative if a is the earlier one, 0
@@ -12,7 +14,7 @@ import (
 func Compare(a, b string) int {
 	ea, va, ra := splitVersion(a)
 	eb, vb, rb := splitVersion(b)
-	if c := compareDigits(ea, eb); c != 0 {
+	if c := pkgdb.CompareDigits(ea, eb); c != 0 {
 		return c
 	}
 	if c := compareSegments(va, vb); c != 0 || ra == "" || rb == "" {
@@ -75,7 +77,7 @@ func compareSegments(a, b string) int {
 		}
 		c := strings.Compare(sa, sb)
 		if isDigit(sa[0]) {
-			c = compareDigits(sa, sb)
+			c = pkgdb.CompareDigits(sa, sb)
 		}
 		if c != 0 {
 			return c
@@ -105,15 +107,6 @@ func cut(s string, of func(byte) bool) (front, rest string) {
 		n++
 	}
 	return s[:n], s[n:]
-}
-
-// compareDigits compares numbers of any length.
-func compareDigits(a, b string) int {
-	a, b = strings.TrimLeft(a, "0"), strings.TrimLeft(b, "0")
-	if c := cmp.Compare(len(a), len(b)); c != 0 {
-		return c
-	}
-	return strings.Compare(a, b)
 }
 
 // meets reports whether something provided as "op version" can be what "op
