@@ -136,11 +136,19 @@ func (c *capturing) capture(ctx context.Context) error {
 			return err
 		}
 	}
-	err := c.step("trace", func() (string, error) { return c.trace(ctx) })
+	err := c.learn(ctx)
 	if err != nil && c.PID != 0 && errors.Is(err, manifest.ErrUnhealthy) && c.service.goesIntoBackground() {
-		err = c.step("trace", func() (string, error) { return c.trace(ctx) })
+		err = c.learn(ctx)
 	}
 	if err != nil {
+		return err
+	}
+	return c.step("publish", func() (string, error) { return c.publish(ctx) })
+}
+
+// learn traces the service, and builds snapshots until one of them is enough.
+func (c *capturing) learn(ctx context.Context) error {
+	if err := c.step("trace", func() (string, error) { return c.trace(ctx) }); err != nil {
 		return err
 	}
 	if err := c.step("close", func() (string, error) { return c.shut(ctx) }); err != nil {
@@ -167,11 +175,10 @@ func (c *capturing) capture(ctx context.Context) error {
 			return err
 		}
 		if len(learned) == 0 {
-			break
+			return nil
 		}
 		c.result.Learned = append(c.result.Learned, learned...)
 	}
-	return c.step("publish", func() (string, error) { return c.publish(ctx) })
 }
 
 // open opens what all steps use.

@@ -77,7 +77,27 @@ func (in *instance) exercise(ctx context.Context) error {
 			return &probeError{fmt.Errorf("asked a second time: %w", err)}
 		}
 	}
+	// What answers may be a child that the main process has left behind. Its end
+	// may be noticed only now.
+	if in.ended() {
+		return &startError{unit: in.units[len(in.units)-1].Name, err: errors.New("its process ended, though something it left behind answers")}
+	}
 	return nil
+}
+
+// ended reports whether a main process of the service has ended.
+func (in *instance) ended() bool {
+	for _, d := range in.daemons {
+		if d.process == nil || d.unit.Kind == manifest.Oneshot {
+			continue
+		}
+		select {
+		case <-d.process.Ended():
+			return true
+		default:
+		}
+	}
+	return false
 }
 
 // settle waits until nothing new was touched for the time quiet.

@@ -227,9 +227,9 @@ cd /opt/app; GREETING=hello setpriv --reuid=app --regid=app --clear-groups perl 
 	s.check(s.source.Await(s.ctx, "127.0.0.1:8081"))
 	s.on(s.source, "srvd capture app --pid "+pid+" --probe http://127.0.0.1:8081/")
 	// One that goes into the background is started as that.
-	s.on(s.source, "sed 's/8081/8082/; s/^my/exit if fork; POSIX::setsid(); my/' /opt/app/serve.pl > /opt/app/daemon.pl; cd /opt/app; GREETING=bye perl daemon.pl > /dev/null 2>&1")
+	s.on(s.source, `sed 's/8081/8082/; s/^my/exit if fork; POSIX::setsid(); open(my $p, ">", "pid"); print $p $$; close $p; my/' /opt/app/serve.pl > /opt/app/daemon.pl; cd /opt/app; GREETING=bye perl daemon.pl > /dev/null 2>&1`)
 	s.check(s.source.Await(s.ctx, "127.0.0.1:8082"))
-	s.on(s.source, "srvd capture background --pid $(grep -l daemon.pl /proc/[0-9]*/cmdline | cut -d/ -f3 | head -n 1) --probe http://127.0.0.1:8082/")
+	s.on(s.source, "srvd capture background --pid $(cat /opt/app/pid) --probe http://127.0.0.1:8082/")
 	s.fails(s.source, 3, "there is none with a program", "srvd capture x --pid 99999")
 	s.fails(s.source, 1, "name its unit", "srvd capture x --pid $(cat /run/nginx.pid)")
 	s.serve()
