@@ -30,7 +30,7 @@ func (c *closure) applyRules(ctx context.Context) error {
 					continue
 				}
 				c.rules[p] = true
-				if err := c.addTree(ctx, p, Reason{ClassRule, rule.reason}); err != nil {
+				if err := c.addTree(ctx, p, Reason{rule.kind(), rule.reason}); err != nil {
 					return err
 				}
 			}
@@ -48,7 +48,7 @@ func (c *closure) applyRules(ctx context.Context) error {
 				continue
 			}
 			c.rules[dir] = true
-			if err := c.addTree(ctx, dir, Reason{ClassRule, fmt.Sprintf("%s: it used %s", rule.reason, p)}); err != nil {
+			if err := c.addTree(ctx, dir, Reason{rule.kind(), fmt.Sprintf("%s: it used %s", rule.reason, p)}); err != nil {
 				return err
 			}
 		}

@@ -366,7 +366,7 @@ func (c *capturing) ahead(ctx context.Context) error {
 			cl.add(f, Reason{ClassRule, "the service is defined there"})
 		}
 		for _, f := range info.Folders {
-			if err := cl.addTree(ctx, f, Reason{ClassRule, "data folder that " + info.Name + " asks for"}); err != nil {
+			if err := cl.addTree(ctx, f, Reason{ClassData, "data folder that " + info.Name + " asks for"}); err != nil {
 				return err
 			}
 		}
@@ -513,6 +513,9 @@ func (c *capturing) publish(ctx context.Context) (string, error) {
 	}
 	for _, u := range c.service.units {
 		snap.Units = append(snap.Units, *u)
+	}
+	if snap.Order, err = c.tree.order(); err != nil {
+		return "", err
 	}
 	if err := c.markModified(ctx); err != nil {
 		return "", err

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"srvfs/manifest"
 )
 
 // A Class says what kind of reason brought a path into a snapshot.
@@ -17,12 +19,13 @@ const (
 	ClassLibrary                  // a program or library that is in needs it
 	ClassRule                     // a rule asks for it; see rules.go
 	ClassPackage                  // it belongs to a package that the service needs
+	ClassData                     // it lies in a data folder of the service
 )
 
-var classNames = [...]string{ClassUser: "user", ClassTraced: "traced", ClassLibrary: "library", ClassRule: "rule", ClassPackage: "package"}
+var classNames = [...]string{ClassUser: "user", ClassTraced: "traced", ClassLibrary: "library", ClassRule: "rule", ClassPackage: "package", ClassData: "data"}
 
-// String returns the class's name: "user", "traced", "library", "rule" or
-// "package".
+// String returns the class's name: "user", "traced", "library", "rule",
+// "package" or "data".
 func (c Class) String() string {
 	if c.valid() {
 		return classNames[c]
@@ -30,7 +33,22 @@ func (c Class) String() string {
 	return fmt.Sprintf("class(%d)", uint8(c))
 }
 
-func (c Class) valid() bool { return c >= ClassUser && c <= ClassPackage }
+func (c Class) valid() bool { return c >= ClassUser && c <= ClassData }
+
+// ranks says how soon what is in for a reason of a class is wanted.
+var ranks = [...]manifest.Rank{
+	ClassUser: manifest.RankUsed, ClassTraced: manifest.RankUsed, ClassLibrary: manifest.RankLibrary,
+	ClassRule: manifest.RankRule, ClassPackage: manifest.RankPackage, ClassData: manifest.RankData,
+}
+
+// rank returns how soon the path is wanted: its best reason counts.
+func (it *item) rank() manifest.Rank {
+	best := manifest.RankData
+	for _, r := range it.reasons {
+		best = min(best, ranks[r.Class])
+	}
+	return best
+}
 
 // MarshalText implements [encoding.TextMarshaler] with the form of String.
 func (c Class) MarshalText() ([]byte, error) { return []byte(c.String()), nil }

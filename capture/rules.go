@@ -7,6 +7,8 @@ type rule struct {
 	// reason completes the sentence "it is in because of ..."; `srvd why`
 	// quotes it.
 	reason string
+	// class is ClassRule if it is zero.
+	class Class
 	// when, if not empty, makes the rule count only if a path that is already in
 	// matches.
 	when []Pattern
@@ -15,6 +17,13 @@ type rule struct {
 	// whole are patterns of folders: if the service used something in one, all
 	// of it goes in.
 	whole []Pattern
+}
+
+func (r *rule) kind() Class {
+	if r.class == 0 {
+		return ClassRule
+	}
+	return r.class
 }
 
 // rules is read once, in this order, so a rule can count on what those before
@@ -77,6 +86,7 @@ var rules = []rule{
 	},
 	{
 		reason: "data folder of the service",
+		class:  ClassData,
 		whole:  mustPatterns("/var/www/*", "/srv/*", "/var/lib/*", "/var/spool/*", "/var/mail", "/var/cache/bind", "/opt/*", "/home/*/*", "/data/*", "/usr/local/share/*", "/usr/local/etc/*", "/usr/local/lib/*"),
 	},
 	{

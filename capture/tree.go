@@ -136,6 +136,27 @@ func (t *tree) find(p string) (*node, bool) {
 	return t.nodes[i], true
 }
 
+// order adds the order in which the files are wanted to the metadata. It is zero
+// if there is none worth telling.
+func (t *tree) order() (manifest.Digest, error) {
+	files := make([]manifest.Mark, 0, len(t.nodes))
+	for _, n := range t.nodes {
+		if n.entry.Type == manifest.File && n.entry.Size > 0 {
+			files = append(files, manifest.Mark{Path: n.path, Rank: n.item.rank()})
+		}
+	}
+	o := manifest.MakeOrder(files)
+	if len(o) == 0 {
+		return manifest.Digest{}, nil
+	}
+	b, err := o.Encode()
+	if err != nil {
+		return manifest.Digest{}, err
+	}
+	d := manifest.Sum(b)
+	return d, t.meta.put(d, b)
+}
+
 // index encodes why each path is in, and where the bytes of the files are.
 func (t *tree) index(root string) ([]byte, error) {
 	var w indexWriter

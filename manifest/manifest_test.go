@@ -270,32 +270,41 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	}
 }
 
-// A snapshot has the second format only if a reader of the first would misread
-// it.
+// A snapshot has a later format only if a reader of those before would misread it.
 func TestSnapshotFormats(t *testing.T) {
 	s := sampleSnapshot()
-	first, err := s.Encode()
-	if err != nil || !bytes.HasPrefix(first, []byte("srvfs snapshot 1\n")) {
-		t.Fatalf("%.20q %v", first, err)
+	encode := func(format string) []byte {
+		b, err := s.Encode()
+		if err != nil || !bytes.HasPrefix(b, []byte("srvfs snapshot "+format+"\n")) {
+			t.Fatalf("%.20q %v", b, err)
+		}
+		if got, err := DecodeSnapshot(b); err != nil || !reflect.DeepEqual(got, s) {
+			t.Errorf("got  %+v, %v\nwant %+v", got, err, s)
+		}
+		return b
 	}
+	all := [][]byte{encode("1")}
 	s.Profile[1].Fresh = true
-	second, err := s.Encode()
-	if err != nil || !bytes.HasPrefix(second, []byte("srvfs snapshot 2\n")) {
-		t.Fatalf("%.20q %v", second, err)
-	}
-	if got, err := DecodeSnapshot(second); err != nil || !reflect.DeepEqual(got, s) {
-		t.Errorf("got  %+v, %v\nwant %+v", got, err, s)
-	}
-	// Neither says what the other's bytes mean.
-	for _, b := range [][]byte{first, second} {
-		b[len(snapshotMagic)] ^= '1' ^ '2'
-		if _, err := DecodeSnapshot(b); !errors.Is(err, ErrInvalid) {
-			t.Errorf("%.20q: got %v", b, err)
+	all = append(all, encode("2"))
+	s.Order = Sum([]byte("order"))
+	all = append(all, encode("3"))
+	s.Profile[1].Fresh = false
+	encode("3")
+	// None says what another's bytes mean.
+	for i, b := range all {
+		for _, other := range "123" {
+			if other == rune('1'+i) {
+				continue
+			}
+			b[len(snapshotMagic)] = byte(other)
+			if _, err := DecodeSnapshot(b); !errors.Is(err, ErrInvalid) {
+				t.Errorf("%.20q, which has format %d: got %v", b, i+1, err)
+			}
 		}
 	}
-	first[len(snapshotMagic)] = '3'
-	if _, err := DecodeSnapshot(first); err == nil || !strings.Contains(err.Error(), "format that this version does not know") {
-		t.Errorf("a third format: %v", err)
+	all[0][len(snapshotMagic)] = '4'
+	if _, err := DecodeSnapshot(all[0]); err == nil || !strings.Contains(err.Error(), "format that this version does not know") {
+		t.Errorf("a fourth format: %v", err)
 	}
 }
 
@@ -402,6 +411,9 @@ func FuzzDecodeSnapshot(f *testing.F) {
 		b, _ := s.Encode()
 		f.Add(b)
 	}
+	s.Order = Sum([]byte("order"))
+	b, _ := s.Encode()
+	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := DecodeSnapshot(b)
 		if err != nil {

@@ -23,6 +23,9 @@ type Snapshot struct {
 	// Metadata lists the directory pages, and the chunk lists, that the paths of
 	// the profile lead through: what a standby asks for in its first batch.
 	Metadata []Digest
+	// Order is the digest of an encoded [Order]: in which order a prefetch takes
+	// what the profile does not name. Zero: in any.
+	Order Digest
 }
 
 // Totals counts a tree. Readers use it to bound their walks and to say what is
@@ -47,7 +50,7 @@ type Touch struct {
 }
 
 // The flags of a Touch in its encoding. They are those of a bool as long as no
-// touch is Fresh: then the snapshot is one of the first format.
+// touch is Fresh, as in a snapshot of the first format.
 const (
 	touchWrite = 1 << iota
 	touchFresh
@@ -129,13 +132,17 @@ const (
 	maxTouches  = 1 << 20
 )
 
-// snapshotMagic begins every encoded snapshot, without its format, 1 or 2, and
+// snapshotMagic begins every encoded snapshot, without its format, 1 to 3, and
 // the end of the line. A snapshot has the second format if a touch of its profile
-// is Fresh, which a reader of the first would not understand.
+// is Fresh, and the third if it has an Order: a reader of those before would not
+// understand it.
 const snapshotMagic = "srvfs snapshot "
 
 // format returns the format that the snapshot is encoded in.
 func (s *Snapshot) format() string {
+	if !s.Order.IsZero() {
+		return "3\n"
+	}
 	for i := range s.Profile {
 		if s.Profile[i].Fresh {
 			return "2\n"
@@ -191,6 +198,9 @@ func (s *Snapshot) Encode() ([]byte, error) {
 	for _, d := range s.Metadata {
 		w.digest(d)
 	}
+	if !s.Order.IsZero() {
+		w.digest(s.Order)
+	}
 	if len(w.b) > MaxSnapshot {
 		return nil, fmt.Errorf("snapshot of %s: %d bytes exceed %d: %w", s.Service, len(w.b), MaxSnapshot, ErrInvalid)
 	}
@@ -207,7 +217,7 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	most := uint64(touchWrite)
 	switch magic {
 	case snapshotMagic + "1\n":
-	case snapshotMagic + "2\n":
+	case snapshotMagic + "2\n", snapshotMagic + "3\n":
 		most |= touchFresh
 	default:
 		r.fail("not a snapshot, or of a format that this version does not know")
@@ -230,8 +240,11 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	for i := range s.Metadata {
 		s.Metadata[i] = r.digest()
 	}
+	if magic == snapshotMagic+"3\n" {
+		s.Order = r.digest()
+	}
 	if magic != snapshotMagic+s.format() {
-		r.fail("format 2 without a file that starts empty")
+		r.fail("it has a later format than it needs")
 	}
 	if err := r.finish(); err != nil {
 		return nil, err

@@ -68,6 +68,7 @@ func (s *Store) mark(ctx context.Context, snap *manifest.Snapshot, needed, parti
 	for _, d := range snap.Metadata {
 		needed[d] = true
 	}
+	needed[snap.Order] = true
 	pages := func(_ context.Context, digests []manifest.Digest) ([][]byte, error) {
 		out := make([][]byte, len(digests))
 		for i, d := range digests {

@@ -10,7 +10,7 @@ import (
 )
 
 // Match looks for all files of a snapshot on the host and pins those that are
-// identical: first the files of its profile, in their order, then the others.
+// identical: first the files of its profile, then the others by their rank.
 // It is meant to run in the background while the snapshot is in use: it hashes
 // on a thread of the lowest priority, one file at a time, and stands back while
 // anybody waits for content. It fetches metadata that is missing, and no
@@ -25,7 +25,11 @@ func (r *Reader) Match(ctx context.Context, snap *manifest.Snapshot) error {
 	meta := func(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
 		return r.meta(ctx, digests, keepIfPossible)
 	}
-	return contents(ctx, snap, meta, func(c manifest.Content) error {
+	t, err := newTour(ctx, snap, meta)
+	if err != nil {
+		return err
+	}
+	visit := func(c manifest.Content) error {
 		if s.known(c.Digest) {
 			return nil
 		}
@@ -36,7 +40,16 @@ func (r *Reader) Match(ctx context.Context, snap *manifest.Snapshot) error {
 			lowPriority(func() { err = s.findLocal(ctx, c, thorough) })
 			return err
 		})
-	}, nil)
+	}
+	if err := t.profile(ctx, visit); err != nil {
+		return err
+	}
+	for _, rank := range t.ranking.Present() {
+		if err := t.rank(ctx, rank, visit); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lowPriority runs f on a thread that gets the processor when nobody else

@@ -18,6 +18,8 @@ type Progress struct {
 	Host    Count `json:"host"`    // of Done: pinned from the host by this Prefetch
 	Fetched Count `json:"fetched"` // of Done: fetched by this Prefetch
 	Failed  Count `json:"failed"`  // given up: the error says why
+	// Stage is what is being brought: "profile", and then the names of ranks.
+	Stage string `json:"stage"`
 }
 
 const (
@@ -29,7 +31,8 @@ const (
 )
 
 // Prefetch brings a whole snapshot into the store: first the files of its
-// profile, in their order, then the rest of the tree; identical host files are
+// profile, then the others by their rank, each stage whole before the next, so
+// that the service could start long before all its data is here. Identical host files are
 // pinned, small files fetched many to a request, large ones in chunk groups, with few
 // requests in flight, standing back while anybody waits for content. What an
 // earlier Prefetch, or any reader, brought is not fetched again.
@@ -64,7 +67,7 @@ func (r *Reader) Prefetch(ctx context.Context, snap *manifest.Snapshot, report f
 	return p.verdict()
 }
 
-// prefetch is one Prefetch under way. Contents flow from the walk through
+// prefetch is one Prefetch under way. In each stage contents flow from the tour through
 // locate, which looks on the host, and group to the fetchers.
 type prefetch struct {
 	r    *Reader
@@ -80,12 +83,34 @@ type prefetch struct {
 }
 
 func (p *prefetch) run() {
+	keep := func(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+		return p.r.meta(ctx, digests, mustKeep)
+	}
+	t, err := newTour(p.ctx, p.snap, keep)
+	if err != nil {
+		p.fail(err)
+		return
+	}
+	p.stage("profile", keep, t.profile)
+	for _, rank := range t.ranking.Present() {
+		p.stage(rank.String(), keep, func(ctx context.Context, visit func(manifest.Content) error) error {
+			return t.rank(ctx, rank, visit)
+		})
+	}
+}
+
+// stage brings what walk visits.
+func (p *prefetch) stage(name string, meta metaFunc, walk func(context.Context, func(manifest.Content) error) error) {
+	if p.ctx.Err() != nil {
+		return
+	}
+	p.count(func(g *Progress) { g.Stage = name })
 	found, missing := make(chan manifest.Content, 256), make(chan manifest.Content, 256)
 	groups, large := make(chan []manifest.Content), make(chan manifest.Content, 1024)
 	var all, locators sync.WaitGroup
 	all.Go(func() {
 		defer close(found)
-		if err := p.walk(found); err != nil {
+		if err := p.walk(found, meta, walk); err != nil {
 			p.fail(err)
 		}
 	})
@@ -116,19 +141,17 @@ func (p *prefetch) run() {
 	all.Wait()
 }
 
-// walk sends all contents to found, and gets the chunk lists of large files.
-func (p *prefetch) walk(found chan<- manifest.Content) error {
-	keep := func(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
-		return p.r.meta(ctx, digests, mustKeep)
-	}
+// walk sends the contents of a stage to found, and gets the chunk lists of large
+// files.
+func (p *prefetch) walk(found chan<- manifest.Content, meta metaFunc, walk func(context.Context, func(manifest.Content) error) error) error {
 	var lists []manifest.Digest
 	var size int64
 	flush := func() error {
-		_, err := keep(p.ctx, lists)
+		_, err := meta(p.ctx, lists)
 		lists, size = lists[:0], 0
 		return err
 	}
-	err := contents(p.ctx, p.snap, keep, func(c manifest.Content) error {
+	err := walk(p.ctx, func(c manifest.Content) error {
 		select {
 		case found <- c:
 		case <-p.ctx.Done():
@@ -142,7 +165,7 @@ func (p *prefetch) walk(found chan<- manifest.Content) error {
 			return flush()
 		}
 		return nil
-	}, nil)
+	})
 	if err == nil {
 		err = flush()
 	}
@@ -352,7 +375,7 @@ func (p *prefetch) verdict() error {
 	flushed := p.r.store.Flush()
 	switch lost := p.progress.Failed.Files; {
 	case p.fatal != nil:
-		return fmt.Errorf("prefetch of %s stopped after %d of %d files: %w", p.snap.Service, p.progress.Done.Files, p.progress.Total.Files, p.fatal)
+		return fmt.Errorf("prefetch of %s stopped after %d of %d files, among those of %q: %w", p.snap.Service, p.progress.Done.Files, p.progress.Total.Files, p.progress.Stage, p.fatal)
 	case lost > uint64(len(p.failures)):
 		return fmt.Errorf("prefetch of %s: %d files could not be had, among them: %w", p.snap.Service, lost, errors.Join(p.failures...))
 	case lost > 0:

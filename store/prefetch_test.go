@@ -146,6 +146,84 @@ func TestPrefetchOrderAndResume(t *testing.T) {
 	}
 }
 
+// Each rank is here, whole, before anything of the next is asked for.
+func TestPrefetchTakesRanksInOrder(t *testing.T) {
+	o := newOrigin()
+	files := map[string][]byte{}
+	var marks []manifest.Mark
+	rank := map[manifest.Digest]manifest.Rank{}
+	add := func(p string, n int, r manifest.Rank) {
+		files[p] = random(n, uint64(len(files))+9000)
+		marks = append(marks, manifest.Mark{Path: p, Rank: r})
+		rank[manifest.Sum(files[p])] = r
+	}
+	for r := range manifest.Rank(manifest.Ranks) {
+		for i := range 40 {
+			add(fmt.Sprintf("/%c/f%d", 'z'-rune(r), i), 500, r) // by name it would be the other way round
+			add(fmt.Sprintf("/mixed/%d-%d", i, r), 500, r)
+		}
+		add(fmt.Sprintf("/mixed/large%d", r), 3*chunk, r)
+	}
+	first := "/a-profile"
+	add(first, 500, manifest.RankData)
+	snap := o.tree(files, first)
+	order, err := manifest.MakeOrder(marks).Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap.Order = manifest.Sum(order)
+	o.content[snap.Order] = order
+	var mu sync.Mutex
+	var asked []manifest.Digest
+	o.fail = func(g manifest.Range) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, ok := rank[g.Digest]; ok {
+			asked = append(asked, g.Digest)
+		}
+		return nil
+	}
+	s := openStore(t, Options{})
+	var stages []string
+	if err := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}}).Prefetch(ctxOf(t), snap, func(p Progress) {
+		if len(stages) == 0 || stages[len(stages)-1] != p.Stage {
+			stages = append(stages, p.Stage)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if asked[0] != manifest.Sum(files[first]) {
+		t.Error("the profile did not come first")
+	}
+	last := manifest.Rank(0)
+	for _, d := range asked[1:] {
+		if rank[d] < last {
+			t.Fatalf("something %v was asked for after something %v", rank[d], last)
+		}
+		last = rank[d]
+	}
+	if len(asked) < len(files) || stages[len(stages)-1] != "data" {
+		t.Errorf("%d requests for %d files; stages %v", len(asked), len(files), stages)
+	}
+	if tally, err := s.Reader().Tally(ctxOf(t), snap); err != nil || !tally.Detached {
+		t.Errorf("%+v, %v", tally, err)
+	}
+	// What an order says is a hint: a snapshot whose order is lost comes all the same.
+	lost := *snap
+	lost.Order = manifest.Sum([]byte("lost"))
+	other := openStore(t, Options{})
+	if err := other.Reader(Source{Name: "origin", Origin: batchOrigin{o}}).Prefetch(ctxOf(t), &lost, nil); err != nil {
+		t.Errorf("without its order: %v", err)
+	}
+	// The order is kept with the snapshot, and goes with it.
+	if _, err := s.Collect(ctxOf(t), snap); err != nil || s.readMeta(snap.Order) == nil {
+		t.Errorf("collect took the order of a snapshot that is needed: %v", err)
+	}
+	if _, err := s.Collect(ctxOf(t)); err != nil || s.readMeta(snap.Order) != nil {
+		t.Errorf("collect left the order: %v", err)
+	}
+}
+
 func TestPrefetchFailures(t *testing.T) {
 	o := newOrigin()
 	snap, files := bigTree(o, 200)

@@ -27,6 +27,8 @@ type visitor struct {
 	file func(path string, e *manifest.Entry) error
 	// absent, if not nil, gets the number of pages that meta did not return.
 	absent func(pages int)
+	// enter, if not nil, tells whether to look into a folder.
+	enter func(path string) bool
 }
 
 type place struct {
@@ -80,7 +82,9 @@ func walk(ctx context.Context, snap *manifest.Snapshot, meta metaFunc, v visitor
 				case len(p) > maxTreePath:
 					return fmt.Errorf("%s: %.80s...: path of %d bytes: %w", snap.Service, p, len(p), manifest.ErrInvalid)
 				case e.Type == manifest.Dir:
-					stack = append(stack, place{p, e.Digest})
+					if v.enter == nil || v.enter(p) {
+						stack = append(stack, place{p, e.Digest})
+					}
 				case e.Type == manifest.File && (e.Link == 0 || !links[e.Link]):
 					if e.Link != 0 {
 						links[e.Link] = true
@@ -170,45 +174,4 @@ func (f *finder) page(ctx context.Context, d manifest.Digest) (*manifest.Page, e
 	}
 	f.pages[d] = &p
 	return &p, nil
-}
-
-// contents passes each file of a snapshot to visit once, those of the profile
-// first and in its order, then the others. absent is as in visitor.
-func contents(ctx context.Context, snap *manifest.Snapshot, meta metaFunc, visit func(manifest.Content) error, absent func(int)) error {
-	if len(snap.Metadata) > 0 {
-		if _, err := meta(ctx, snap.Metadata); err != nil {
-			return err
-		}
-	}
-	type id struct {
-		link uint64
-		path string
-	}
-	identify := func(p string, e *manifest.Entry) id {
-		if e.Link != 0 {
-			return id{link: e.Link}
-		}
-		return id{path: p}
-	}
-	f := &finder{root: snap.Root.Digest, meta: meta, pages: map[manifest.Digest]*manifest.Page{}}
-	done := map[id]bool{}
-	for _, t := range snap.Profile {
-		e, err := f.find(ctx, t.Path)
-		if err != nil {
-			return err
-		}
-		if e == nil || e.Type != manifest.File || done[identify(t.Path, e)] {
-			continue // what a touch of another kind means is found by the walk
-		}
-		done[identify(t.Path, e)] = true
-		if err := visit(e.Content(t.Path)); err != nil {
-			return err
-		}
-	}
-	return walk(ctx, snap, meta, visitor{absent: absent, file: func(p string, e *manifest.Entry) error {
-		if done[identify(p, e)] {
-			return nil
-		}
-		return visit(e.Content(p))
-	}})
 }

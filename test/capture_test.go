@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,44 @@ func TestWhatGoesIn(t *testing.T) {
 	if out := s.on(s.source, "srvd show web --summary"); !strings.Contains(out, "traced") || !strings.Contains(out, "total") {
 		t.Errorf("summary: %s", out)
 	}
+}
+
+// A source that is lost while the data comes has given everything else: the service
+// starts, and only what was not yet here is missing.
+func TestDataComesLast(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "cd /var/www/html; mkdir gallery; head -c 300000000 /dev/urandom > gallery/film; echo caption > gallery/caption")
+	s.captured()
+	if class := s.on(s.source, "srvd show web | grep gallery/film"); !strings.Contains(class, "data") {
+		t.Errorf("srvd show: %s", class)
+	}
+	s.paired()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := s.standby.Shell(s.ctx, "srvfs prefetch "+s.source.Addr+"/web")
+		ended <- err
+	}()
+	s.await("chunks of the film are on the standby", func() bool {
+		entries, _ := os.ReadDir(s.standby.Path("/var/lib/srvfs/store/partial"))
+		return slices.ContainsFunc(entries, func(e os.DirEntry) bool {
+			info, err := e.Info()
+			return err == nil && info.Size() == 300_000_000
+		})
+	})
+	s.lose()
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), `among those of "data"`) {
+		t.Fatalf("the prefetch of what its source no longer has: %v", err)
+	}
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/web")
+	if got := s.get(s.standby, "/"); got != page {
+		t.Errorf("without its data's rest the standby serves %q", got)
+	}
+	missing := s.status("web").Content.Missing
+	if missing.Files > 2 || missing.Bytes == 0 {
+		t.Errorf("missing: %+v", missing)
+	}
+	s.on(s.standby, "srvfs remove web")
+	s.noResidue(s.standby)
 }
 
 // A service that ends by itself is said to have failed, and can be run again; one

@@ -108,7 +108,9 @@ func (p *program) showCmd() *cobra.Command {
   library  a program or library that is in needs it
   rule     a rule asks for it (users, name service, locale, certificates, ...)
   package  it belongs to a package that the service needs
+  data     it lies in a data folder of the service
 
+What was used comes to a standby first, then packages, libraries, rules and data.
 A file that is not what its package shipped is marked as modified.
 
 ` + cli.Codes,

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,10 @@ this host are pinned (by hard link, reflink or copy), so that upgrading or remov
 the host's own packages takes nothing away; the rest is fetched. Interrupted, it
 goes on where it stopped when it is called again. Afterwards the service is
 detached: it starts with no source and no network.
+
+What the service touches when it starts comes first, in that order; then what else it
+used, its packages, libraries, what rules ask for, and at last its data. So it can
+start here, and need the source for data alone, long before everything is here.
 
 Of the large files that the service is known to write to, private copies are
 prepared, so that its first write does not wait for one: this takes their space a
@@ -81,22 +86,34 @@ makes none and removes those there are; a service that runs here remembers it.
 	return c
 }
 
-// bar shows progress on a terminal: share, bytes, rate and time left.
+// bar shows progress on a terminal: share, bytes, rate, time left, and which files
+// are coming.
 type bar struct {
 	bars *mpb.Progress
 	bar  *mpb.Bar
 	last time.Time
+
+	mu    sync.Mutex // the bar is drawn by a goroutine of its own
+	stage string
 }
 
 func (b *bar) Step(string, time.Duration, string) {}
 
 func (b *bar) Progress(p control.Progress) {
 	now := time.Now()
+	b.mu.Lock()
+	b.stage = p.Stage
+	b.mu.Unlock()
 	if b.bar == nil {
 		b.bars = mpb.New(mpb.WithWidth(40), mpb.WithOutput(os.Stderr))
 		b.bar = b.bars.New(p.TotalBytes, mpb.BarStyle(),
 			mpb.PrependDecorators(decor.CountersKiloByte("% .1f / % .1f")),
-			mpb.AppendDecorators(decor.Percentage(), decor.Name("  "), decor.EwmaSpeed(decor.SizeB1000(0), "% .1f", 30), decor.Name("  left "), decor.EwmaETA(decor.ET_STYLE_GO, 30)))
+			mpb.AppendDecorators(decor.Percentage(), decor.Name("  "), decor.EwmaSpeed(decor.SizeB1000(0), "% .1f", 30), decor.Name("  left "), decor.EwmaETA(decor.ET_STYLE_GO, 30),
+				decor.Any(func(decor.Statistics) string {
+					b.mu.Lock()
+					defer b.mu.Unlock()
+					return "  " + b.stage
+				})))
 		b.last = now
 	}
 	b.bar.SetTotal(p.TotalBytes, false)

@@ -60,7 +60,8 @@ type Step struct {
 type Progress struct {
 	Files, TotalFiles int64
 	Bytes, TotalBytes int64
-	Local, Fetched    int64 // bytes that came from this host's own files, and over the wire
+	Local, Fetched    int64  // bytes that came from this host's own files, and over the wire
+	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"
 }
 
 // A Failure is an error on its way to another process.

@@ -196,7 +196,7 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
 	err = o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) {
-		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes})
+		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes, Stage: p.Stage})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("prefetch %s/%s: %w", c.Source, c.Service, err)
