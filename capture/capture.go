@@ -361,6 +361,9 @@ func (c *capturing) ahead(ctx context.Context) error {
 		c.hasher.shipped = (&shipped{db: c.service.db}).digest
 	}
 	cl.running(c.service)
+	if err := c.missed(ctx); err != nil {
+		return err
+	}
 	for i, info := range c.service.infos {
 		for _, f := range info.Files {
 			cl.add(f, Reason{ClassRule, "the service is defined there"})
@@ -524,9 +527,16 @@ func (c *capturing) publish(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index})
+	scope, err := c.scope()
 	if err != nil {
 		return "", err
+	}
+	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index, scope: scope})
+	if err != nil {
+		return "", err
+	}
+	if err := c.heal(p.Sequence); err != nil {
+		c.warn("what standbys had reported and is in now is still listed: " + err.Error())
 	}
 	if err := c.library.sweepRoots(c.Name); err != nil {
 		c.warn("unpacked packages of earlier snapshots are left: " + err.Error())

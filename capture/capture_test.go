@@ -280,7 +280,7 @@ func TestCaptureFromThisHost(t *testing.T) {
 			t.Errorf("%s is not in", p)
 		}
 	}
-	if e := all[data+"/deep/never-opened"]; len(e.Reasons) == 0 || e.Class() != ClassRule || !strings.Contains(e.Reasons[0].Text, "data folder") {
+	if e := all[data+"/deep/never-opened"]; len(e.Reasons) == 0 || e.Class() != ClassData || !strings.Contains(e.Reasons[0].Text, "data folder") {
 		t.Errorf("data: %+v", e)
 	}
 	for p := range all {

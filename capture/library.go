@@ -34,6 +34,8 @@ const Kept = 3
 //	    snapshot                the encoded [manifest.Snapshot]
 //	    meta                    its directory pages and chunk lists
 //	    index                   its entries, with reasons and live identities
+//	    scope                   what may be learned from its standbys
+//	misses/NAME                 what they have looked for in vain
 //
 // A snapshot's folder is complete, and on disk, before "current" names it, and
 // never changes afterwards. So a crash leaves the snapshots that were there, and

@@ -99,8 +99,8 @@ func TestLibraryAfterACrash(t *testing.T) {
 	}))
 	want := []string{
 		"", "/current", "/lock", "/snapshots", "/snapshots/web",
-		"/snapshots/web/1", "/snapshots/web/1/index", "/snapshots/web/1/meta", "/snapshots/web/1/snapshot",
-		"/snapshots/web/2", "/snapshots/web/2/index", "/snapshots/web/2/meta", "/snapshots/web/2/snapshot",
+		"/snapshots/web/1", "/snapshots/web/1/index", "/snapshots/web/1/meta", "/snapshots/web/1/scope", "/snapshots/web/1/snapshot",
+		"/snapshots/web/2", "/snapshots/web/2/index", "/snapshots/web/2/meta", "/snapshots/web/2/scope", "/snapshots/web/2/snapshot",
 	}
 	if !slices.Equal(names, want) {
 		t.Errorf("left %q", names)

@@ -35,6 +35,10 @@ type Options struct {
 	// what a start and the probes do: a renewal, a nightly job.
 	Watch time.Duration
 
+	// Learn: what standbys look for in vain is learned wherever it is, and not only
+	// in the service's packages and folders. See [Library.Missed].
+	Learn bool
+
 	// StartTimeout is how long a start may take, and how long the probes may
 	// take to answer after it; 0 is what the unit says, at most 90 s. A capture
 	// starts the service twice or more.
@@ -63,6 +67,8 @@ type Result struct {
 	Assumed bool
 	// Learned are the paths that only the verification found missing.
 	Learned []string
+	// Healed are the files that standbys had looked for in vain.
+	Healed []string
 	// Warnings are for people: what the unit asks for and can't be captured,
 	// libraries that are missing on the source too, and the like.
 	Warnings []string

@@ -20,6 +20,7 @@ type edition struct {
 	snapshot []byte
 	meta     metaSet
 	index    []byte
+	scope    []byte // JSON; see scope
 }
 
 // nextSequence returns the number for a new snapshot of service. It holds only
@@ -100,6 +101,7 @@ func (l *Library) write(p Published, ed edition) error {
 		"snapshot": func(w *bufio.Writer) error { _, err := w.Write(ed.snapshot); return err },
 		"index":    func(w *bufio.Writer) error { _, err := w.Write(ed.index); return err },
 		"meta":     ed.meta.writeTo,
+		"scope":    func(w *bufio.Writer) error { _, err := w.Write(ed.scope); return err },
 	} {
 		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
 			return err
@@ -197,6 +199,7 @@ func (l *Library) Remove(service string) error {
 	if err := l.setCurrent(kept); err != nil {
 		return fmt.Errorf("remove %s from %s: %w", service, l.dir, err)
 	}
+	_ = os.Remove(l.missesFile(service)) // they mean nothing without it
 	return errors.Join(l.sweep(kept), l.sweepRoots(service))
 }
 

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -91,13 +92,18 @@ func openRoot(t testing.TB, root string) *os.File {
 // publish puts everything below root into the library.
 func publish(t testing.TB, lib *Library, service, root string) (*manifest.Snapshot, *tree) {
 	t.Helper()
+	return publishScoped(t, lib, service, root, scope{})
+}
+
+func publishScoped(t testing.TB, lib *Library, service, root string, s scope) (*manifest.Snapshot, *tree) {
+	t.Helper()
 	tr := gather(t, root, nil)
 	snap := &manifest.Snapshot{
 		Service: service, Sequence: 1, Created: 1, Source: "test", Root: tr.root, Totals: tr.totals,
 		Units: []manifest.Unit{{Name: service, Kind: manifest.Simple, Start: []manifest.Command{{Argv: []string{"/bin/true"}}}}},
 	}
 	index := must(tr.index(root))(t)
-	must(lib.publish(snap, edition{meta: tr.meta, index: index}))(t)
+	must(lib.publish(snap, edition{meta: tr.meta, index: index, scope: must(json.Marshal(s))(t)}))(t)
 	return snap, tr
 }
 

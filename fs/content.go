@@ -115,6 +115,10 @@ type Options struct {
 	// OpenFiles bounds the number of Files that are kept open between reads.
 	// Zero means DefaultOpenFiles.
 	OpenFiles int
+	// Missed, if not nil, is told of each name that was looked up and that the
+	// snapshot does not have: once, as the kernel remembers. It is called by many
+	// goroutines, while somebody waits for the answer.
+	Missed func(path string)
 	// Log receives a line for each operation that fails, with the path and the
 	// cause. Nil means slog.Default().
 	Log *slog.Logger

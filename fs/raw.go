@@ -41,6 +41,9 @@ func (r *raw) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	}
 	s, found := v.table.find(n, name)
 	if !found {
+		if v.missed != nil {
+			v.missed(v.below(dir, name))
+		}
 		out.NodeId = 0
 		out.SetEntryTimeout(forever)
 		return fuse.OK

@@ -27,6 +27,7 @@ type View struct {
 	name        string
 	deadline    time.Duration
 	streamAbove int64
+	missed      func(path string) // may be nil
 	log         *slog.Logger
 	generation  uint64 // of every node; see newView
 
@@ -72,6 +73,7 @@ func newView(o Options) (*View, error) {
 		name:        cmp.Or(o.Name, s.Source+"/"+s.Service),
 		deadline:    cmp.Or(o.Deadline, DefaultDeadline),
 		streamAbove: cmp.Or(o.Stream, DefaultStream),
+		missed:      o.Missed,
 		log:         cmp.Or(o.Log, slog.Default()),
 		// An overlay stores file handles of this view in its upper layer. With
 		// another view below it later, they must not lead to another file.

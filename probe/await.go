@@ -69,6 +69,10 @@ func (p *Probe) await(ctx context.Context, e Env) error {
 		case <-timer.C:
 		case <-ctx.Done():
 			timer.Stop()
+			// Nobody has called it off: the service has ended, and the question with it.
+			if errors.Is(context.Cause(ctx), ErrEnded) && errors.Is(last, context.Canceled) {
+				last = &reason{last.Error(), ErrEnded}
+			}
 			return last
 		}
 	}

@@ -93,7 +93,8 @@ func TestUnpairedIsRefusedEverything(t *testing.T) {
 	_, _, snapErr := snapshot(w.ctx(), c, "web", 0)
 	_, fetchErr := c.Fetch(w.ctx(), d, 0, -1)
 	batchErr := c.FetchBatch(w.ctx(), []manifest.Range{{Digest: d, Len: 1}}, func(int, []byte, error) error { t.Error("yielded"); return nil })
-	for _, err := range []error{listErr, snapErr, fetchErr, batchErr} {
+	_, missErr := c.Missed(w.ctx(), "web", []string{"/x"})
+	for _, err := range []error{listErr, snapErr, fetchErr, batchErr, missErr} {
 		wantErr(t, err, manifest.ErrDenied, "not paired", "srvd pair", w.standby.Fingerprint().ID(), "here")
 	}
 }
@@ -123,6 +124,33 @@ func TestLimitedToServices(t *testing.T) {
 	}
 	if b, err := readAll(c.Fetch(w.ctx(), secret, 0, -1)); err != nil || string(b) != "only for mail" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// A report of misses reaches the provider with the standby's name, and its verdicts
+// come back; of a service that is not the peer's, nobody is told anything.
+func TestMissed(t *testing.T) {
+	w := newWorld(t, ServerOptions{})
+	c := w.pair(ClientOptions{}, "web")
+	got, err := c.Missed(w.ctx(), "web", []string{"/usr/share/there", "/opt/\xff not"})
+	if err != nil || !slices.Equal(got, []manifest.Verdict{manifest.VerdictNoted, manifest.VerdictAbsent}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if len(w.lib.missed) != 1 || !strings.HasPrefix(w.lib.missed[0], "web ") || !strings.Contains(w.lib.missed[0], `"/opt/\xff not"`) {
+		t.Errorf("the provider got %q", w.lib.missed)
+	}
+	_, err = c.Missed(w.ctx(), "mail", []string{"/there"})
+	wantErr(t, err, manifest.ErrDenied, "mail")
+	for name, paths := range map[string][]string{
+		"relative": {"there"}, "leads out": {"/../there"}, "not clean": {"/a//there"}, "nothing": {""},
+		"too long": {"/" + strings.Repeat("a", manifest.MaxPath)}, "too many": slices.Repeat([]string{"/there"}, manifest.MaxMisses+1),
+	} {
+		if _, err := c.Missed(w.ctx(), "web", paths); !errors.Is(err, manifest.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if len(w.lib.missed) != 1 {
+		t.Errorf("the provider got %q", w.lib.missed[1:])
 	}
 }
 

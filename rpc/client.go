@@ -186,6 +186,33 @@ func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
 	return out, nil
 }
 
+// Missed tells the source which paths a service here looked for in vain: at most
+// [manifest.MaxMisses], and some 100 KB. It returns the source's verdict on each.
+func (c *Client) Missed(ctx context.Context, service string, paths []string) ([]manifest.Verdict, error) {
+	req := &srvfspb.MissedRequest{Service: service, Paths: make([][]byte, len(paths))}
+	for i, p := range paths {
+		req.Paths[i] = []byte(p)
+	}
+	var resp *srvfspb.MissedResponse
+	err := c.unary(ctx, "report misses", func(ctx context.Context) (err error) {
+		resp, err = c.rpc.Missed(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	verdicts := make([]manifest.Verdict, len(resp.GetVerdicts()))
+	for i, b := range resp.GetVerdicts() {
+		if verdicts[i] = manifest.Verdict(b); !verdicts[i].Valid() {
+			return nil, c.wrap("report misses", fmt.Errorf("%v: %w", verdicts[i], manifest.ErrInvalid))
+		}
+	}
+	if len(verdicts) != len(paths) {
+		return nil, c.wrap("report misses", fmt.Errorf("%d verdicts on %d paths: %w", len(verdicts), len(paths), manifest.ErrInvalid))
+	}
+	return verdicts, nil
+}
+
 // Fetch implements [manifest.Origin]. It waits for the first bytes, so that
 // content which the source does not have shows here and not in the reader. At
 // most one goroutine may read at a time.

@@ -43,6 +43,10 @@ type Provider interface {
 	// it answers ErrNotFound. It is made for one call of a peer, and allowed
 	// follows what that peer may do from moment to moment.
 	Origin(allowed func(service string) bool) manifest.Batcher
+	// Missed takes the report of a standby that calls itself so: paths that the
+	// service there looked for in vain, at most [manifest.MaxMisses]. It returns a
+	// verdict for each.
+	Missed(ctx context.Context, service, standby string, paths []string) ([]manifest.Verdict, error)
 }
 
 // ServerOptions are what a Server can be told; the zero value is good.
@@ -266,6 +270,37 @@ func metadataOf(s *manifest.Snapshot) []manifest.Range {
 		}
 	}
 	return want
+}
+
+func (h handlers) Missed(ctx context.Context, req *srvfspb.MissedRequest) (*srvfspb.MissedResponse, error) {
+	name, c := req.GetService(), callerOf(ctx)
+	if !manifest.ValidService(name) || len(req.GetPaths()) > manifest.MaxMisses {
+		return nil, fmt.Errorf("report of %d paths that service %.80q missed: %w", len(req.GetPaths()), name, manifest.ErrInvalid)
+	}
+	p, err := c.peers.lookup(c.fingerprint)
+	if err != nil {
+		return nil, err
+	}
+	if !p.May(name) {
+		return nil, fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
+	}
+	paths := make([]string, len(req.GetPaths()))
+	for i, b := range req.GetPaths() {
+		if paths[i] = string(b); !manifest.ValidPath(paths[i]) {
+			return nil, fmt.Errorf("path %.300q that service %s missed: %w", paths[i], name, manifest.ErrInvalid)
+		}
+	}
+	verdicts, err := h.srv.provider.Missed(ctx, name, p.Name, paths)
+	if err != nil {
+		return nil, err
+	}
+	resp := &srvfspb.MissedResponse{Verdicts: make([]byte, len(verdicts))}
+	for i, v := range verdicts {
+		if resp.Verdicts[i] = byte(v); v == manifest.VerdictNoted {
+			h.srv.log.Info("missed on a standby; it will be in the next snapshot", "service", name, "standby", p.Name, "path", paths[i])
+		}
+	}
+	return resp, nil
 }
 
 // checkRange reads a range from the wire.

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -31,6 +32,7 @@ type library struct {
 	snapshot map[string][]byte
 	content  map[string]map[manifest.Digest][]byte // by service
 	stale    map[manifest.Digest]string            // path
+	missed   []string
 
 	// gate, if not nil, is asked before each read of a body after the first.
 	gate    func(ctx context.Context) error
@@ -97,6 +99,20 @@ func (l *library) Snapshot(_ context.Context, service string, sequence uint64) (
 		return nil, fmt.Errorf("service %s has no snapshot %d: %w", service, sequence, manifest.ErrNotFound)
 	}
 	return b, nil
+}
+
+// Missed notes the paths that end with "there".
+func (l *library) Missed(_ context.Context, service, standby string, paths []string) ([]manifest.Verdict, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.missed = append(l.missed, fmt.Sprintf("%s %s %q", service, standby, paths))
+	out := make([]manifest.Verdict, len(paths))
+	for i, p := range paths {
+		if strings.HasSuffix(p, "there") {
+			out[i] = manifest.VerdictNoted
+		}
+	}
+	return out, nil
 }
 
 func (l *library) Origin(allowed func(string) bool) manifest.Batcher {

@@ -109,6 +109,64 @@ func TestDataComesLast(t *testing.T) {
 	s.noResidue(s.standby)
 }
 
+// What a service looks for in vain on a standby is in the next snapshot: by itself
+// if it is the service's, and with --learn wherever it is.
+func TestMissesHeal(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, `mkdir -p /extra/deep; echo outside > /extra/deep/other
+sed -i 's#^\(\s*\)location / {#location /doc/ { alias /usr/share/doc/nginx-common/; } location /extra/ { alias /extra/; }\n&#' /etc/nginx/sites-available/default; nginx -t 2>&1
+dpkg -L nginx-common | grep -q /usr/share/doc/nginx-common/copyright`)
+	s.captured()
+	s.paired()
+	ask := func(path string) string {
+		body, err := s.client.Get(s.ctx, "http://"+s.standby.Addr+path)
+		if err != nil {
+			return err.Error()
+		}
+		return body
+	}
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/web")
+	for _, path := range []string{"/doc/copyright", "/extra/deep/other", "/nowhere"} {
+		if got := ask(path); !strings.Contains(got, "404") {
+			t.Fatalf("%s is there before it was captured: %.200s", path, got)
+		}
+	}
+	// The kernel asks for the first name that is not there, and no further.
+	s.await("the source has noted what is its service's", func() bool {
+		return slices.Contains(s.status("web").Missed, "/usr/share/doc")
+	})
+	if out := s.on(s.standby, "srvfs status web"); !strings.Contains(out, "/usr/share/doc: the source has it") || strings.Contains(out, "/extra") {
+		t.Errorf("srvfs status: %s", out)
+	}
+	s.await("the source knows of both", func() bool {
+		out := s.on(s.source, "srvd misses web")
+		return strings.Contains(out, "/extra\n") && strings.Contains(out, "/usr/share/doc\n")
+	})
+	if out := s.on(s.source, "srvd misses web"); strings.Contains(out, "nowhere") || !strings.Contains(out, "outside") || !strings.Contains(out, "noted") {
+		t.Errorf("srvd misses: %s", out)
+	}
+	const again = "srvd capture web --unit nginx --probe http://127.0.0.1/ "
+	if out := s.on(s.source, again); !strings.Contains(out, "standbys had looked for") {
+		t.Errorf("the next capture: %s", out)
+	}
+	if out := s.on(s.source, "srvd why web /usr/share/doc/nginx-common/copyright; srvd misses web"); !strings.Contains(out, "looked for in vain on the standby") || !strings.Contains(out, "/extra\n") || strings.Contains(out, "/usr/share/doc\n") {
+		t.Errorf("the next snapshot: %s", out)
+	}
+	s.on(s.source, again+"--learn")
+	if out, err := s.source.Shell(s.ctx, "srvd misses web"); err != nil || strings.Contains(out, "/extra") {
+		t.Errorf("misses after --learn: %s, %v", out, err)
+	}
+	s.on(s.standby, "srvfs stop web; srvfs run --update --discard "+s.source.Addr+"/web")
+	if got := ask("/extra/deep/other"); got != "outside\n" {
+		t.Errorf("what was learned is not on the standby: %.200s", got)
+	}
+	if got := ask("/doc/copyright"); !strings.Contains(got, "nginx") || strings.Contains(got, "404") {
+		t.Errorf("what was learned is not on the standby: %.200s", got)
+	}
+	s.on(s.standby, "srvfs remove web")
+	s.noResidue(s.standby)
+}
+
 // A service that ends by itself is said to have failed, and can be run again; one
 // that can't start says why and leaves nothing.
 func TestServiceThatFails(t *testing.T) {
@@ -290,7 +348,7 @@ cd /opt/app; GREETING=hello setpriv --reuid=app --regid=app --clear-groups perl 
 // What the running instance does rarely is learned by watching it.
 func TestWatchLearnsWhatIsRare(t *testing.T) {
 	s := newSite(t, world.StandbyRoot)
-	const program = `mkdir -p /opt/app /opt/rare; echo seldom > /opt/rare/data; echo never > /media/other
+	const program = `mkdir -p /opt/app /opt/rare; echo seldom > /opt/rare/data; echo never > /extra/deep/other
 cat > /opt/app/serve.pl <<'END'
 use IO::Socket::INET;
 my $l = IO::Socket::INET->new(LocalPort => 8081, Listen => 5, ReuseAddr => 1) or die $!;
@@ -316,12 +374,12 @@ perl /opt/app/serve.pl > /dev/null 2>&1 & echo $!`
 	if body, err := s.source.Get(s.ctx, "http://127.0.0.1:8081/rare"); err != nil || body != "seldom\n" {
 		t.Fatalf("%q, %v", body, err)
 	}
-	s.on(s.source, "cat /media/other") // somebody else
+	s.on(s.source, "cat /extra/deep/other") // somebody else
 	s.check(<-ended)
 	if why := s.on(s.source, "srvd why web /opt/rare/data"); !strings.Contains(why, "while it was watched") {
 		t.Errorf("why: %s", why)
 	}
-	s.fails(s.source, 3, "", "srvd why web /media/other")
+	s.fails(s.source, 3, "", "srvd why web /extra/deep/other")
 	s.on(s.source, "kill "+pid)
 	s.fails(s.source, 3, "start it first", "srvd capture x --exec 'perl /opt/app/serve.pl' --watch 1s")
 }

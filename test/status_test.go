@@ -23,6 +23,7 @@ type status struct {
 	Reads      string            `json:"reads"`
 	Upcalls    map[string]uint64 `json:"upcalls"`
 	Content    tally             `json:"content"`
+	Missed     []string          `json:"missed"`
 	Units      []struct {
 		PID int `json:"pid"`
 	} `json:"units"`

@@ -81,6 +81,9 @@ are not read again.
 			if r.Assumed {
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvd: warning: without --probe nobody has asked the service whether it works")
 			}
+			if n := len(r.Healed); n > 0 && !quiet {
+				_, _ = fmt.Fprintf(out, "learned  %s that standbys had looked for in vain; see `srvd why`\n", cli.Count(uint64(n), "file"))
+			}
 			if !quiet {
 				t := r.Snapshot.Totals
 				_, _ = fmt.Fprintf(out, "captured %s, snapshot %d: %s (%s, %s), in %s\n", o.Name, r.Sequence,
@@ -102,6 +105,7 @@ are not read again.
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "pattern of paths that stay out, such as '/var/cache/**'; repeatable")
 	f.StringVar(&o.Root, "root", "/", "root folder that holds the service: a container's, or a dead machine's disk")
 	f.DurationVar(&o.Watch, "watch", 0, "also watch the running instance for so long: what it opens is in, however rarely it does")
+	f.BoolVar(&o.Learn, "learn", false, "from now on learn what standbys look for in vain wherever it is, not only in its packages and folders")
 	f.DurationVar(&o.StartTimeout, "timeout", 0, "how long a start may take (default: what the unit says, at most 90s)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print warnings and errors only")
 	return c

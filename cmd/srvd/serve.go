@@ -110,6 +110,10 @@ func (p provider) Snapshot(_ context.Context, service string, sequence uint64) (
 	return b, nil
 }
 
+func (p provider) Missed(ctx context.Context, service, standby string, paths []string) ([]manifest.Verdict, error) {
+	return p.lib.Missed(ctx, service, standby, paths)
+}
+
 func (p provider) Origin(allowed func(service string) bool) manifest.Batcher {
 	return p.live.Restrict(allowed)
 }

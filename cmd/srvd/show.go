@@ -26,6 +26,8 @@ type serviceRow struct {
 	Root     string          `json:"root"`
 	Digest   manifest.Digest `json:"root_digest"`
 	Probes   []string        `json:"probes"`
+	// Missed counts the paths that standbys have missed and the next snapshot will have.
+	Missed int `json:"missed"`
 }
 
 func (p *program) listCmd() *cobra.Command {
@@ -33,7 +35,7 @@ func (p *program) listCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list",
 		Short:   "list the captured services",
-		Long:    "List the services of which there is a snapshot.\n\n" + cli.Codes,
+		Long:    "List the services of which there is a snapshot. MISSED counts what standbys have\nlooked for in vain and the next capture will take; see `srvd misses`.\n\n" + cli.Codes,
 		Example: "  srvd list\n  srvd list --json",
 		Args:    cli.Args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -55,7 +57,11 @@ func (p *program) listCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				rows = append(rows, serviceRow{s.Service, s.Sequence, time.Unix(0, s.Created), s.Totals.Entries, s.Totals.Files, s.Totals.Bytes, root, s.Root.Digest, s.Probes})
+				missed, err := noted(lib, pub.Service)
+				if err != nil {
+					return err
+				}
+				rows = append(rows, serviceRow{s.Service, s.Sequence, time.Unix(0, s.Created), s.Totals.Entries, s.Totals.Files, s.Totals.Bytes, root, s.Root.Digest, s.Probes, missed})
 			}
 			if asJSON {
 				return cli.JSON(c.OutOrStdout(), rows)
@@ -65,9 +71,9 @@ func (p *program) listCmd() *cobra.Command {
 				return nil
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "SERVICE\tSNAPSHOT\tCAPTURED\tFILES\tSIZE\tROOT")
+			_, _ = fmt.Fprintln(w, "SERVICE\tSNAPSHOT\tCAPTURED\tFILES\tSIZE\tMISSED\tROOT")
 			for _, r := range rows {
-				_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%s\n", r.Service, r.Sequence, r.Created.Format(time.DateTime), r.Files, cli.Bytes(r.Bytes), r.Root)
+				_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\t%d\t%s\n", r.Service, r.Sequence, r.Created.Format(time.DateTime), r.Files, cli.Bytes(r.Bytes), r.Missed, r.Root)
 			}
 			return w.Flush()
 		},
@@ -152,7 +158,7 @@ A file that is not what its package shipped is marked as modified.
 				rows = append(rows, row)
 			}
 			if class != "" && totals[class] == nil {
-				return fmt.Errorf("service %s has no entries of class %q; classes are user, traced, library, rule and package: %w", args[0], class, manifest.ErrNotFound)
+				return fmt.Errorf("service %s has no entries of class %q; classes are user, traced, library, rule, package and data: %w", args[0], class, manifest.ErrNotFound)
 			}
 			sums := make([]classTotal, 0, len(totals))
 			for _, t := range totals {

@@ -67,6 +67,9 @@ NAME (of a service, or a mountpoint) it tells more.
 	return c
 }
 
+// mostMissed bounds the missed paths that are printed.
+const mostMissed = 10
+
 func yes(b bool) string {
 	if b {
 		return "yes"
@@ -106,6 +109,13 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	line("prepared", "%s, %s: private copies of what it writes to", cli.Count(s.Prepared.Files, "file"), cli.Bytes(s.Prepared.Bytes))
 	if s.Placed.Files > 0 {
 		line("placed", "%s, %s, before its first start", cli.Count(s.Placed.Files, "file"), cli.Bytes(s.Placed.Bytes))
+	}
+	for i, p := range s.Missed {
+		if i == mostMissed {
+			line("missed", "and %d more", len(s.Missed)-i)
+			break
+		}
+		line("missed", "%s: the source has it, and will have it in its next snapshot", p)
 	}
 	for _, u := range s.Units {
 		line("unit", "%s, main process %d", u.Name, u.PID)

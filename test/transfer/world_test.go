@@ -68,6 +68,10 @@ func (p provider) Snapshot(_ context.Context, service string, _ uint64) ([]byte,
 	return p.lib.Encoded(service)
 }
 
+func (p provider) Missed(_ context.Context, _, _ string, paths []string) ([]manifest.Verdict, error) {
+	return make([]manifest.Verdict, len(paths)), nil
+}
+
 func (p provider) Origin(allowed func(string) bool) manifest.Batcher { return p.live.Restrict(allowed) }
 
 // newSite captures /srv of the root folder tree and serves it on loopback.

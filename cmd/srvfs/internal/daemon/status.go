@@ -32,6 +32,9 @@ type Status struct {
 	Placed   service.Placed `json:"placed"`
 	Units    []UnitStatus   `json:"units,omitempty"`
 	Instance *service.State `json:"instance,omitempty"`
+	// Missed are the paths that the service looked for in vain since it was started
+	// and that the source will have in its next snapshot.
+	Missed []string `json:"missed,omitempty"`
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
 	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
@@ -57,7 +60,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list()}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {

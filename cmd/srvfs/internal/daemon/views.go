@@ -27,6 +27,7 @@ type view struct {
 	mountpoint   string
 	service      string // the service here that it belongs to; empty for a plain one
 	since        time.Time
+	misses       *misses // of a service; nil for a plain view
 }
 
 // A mountRecord is the ledger's line for one view.
@@ -169,14 +170,20 @@ func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string,
 	if err := record(d.State, mountRecord{mountpoint, source, o.snapshot.Service}); err != nil {
 		return nil, err
 	}
-	m, err := view_fs.Mount(ctx, mountpoint, view_fs.Options{
+	options := view_fs.Options{
 		Snapshot: o.snapshot, Content: content{o.reader}, Layout: layout, Deadline: d.Deadline,
 		Log: d.Log, Name: source + "/" + o.snapshot.Service,
-	})
+	}
+	var missed *misses
+	if service != "" { // people who look around in a plain view miss nothing
+		missed = newMisses()
+		options.Missed = missed.add
+	}
+	m, err := view_fs.Mount(ctx, mountpoint, options)
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(recordPath(d.State, mountpoint)))
 	}
-	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now()}
+	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now(), misses: missed}
 	d.mu.Lock()
 	d.views[mountpoint] = v
 	d.mu.Unlock()
@@ -184,6 +191,9 @@ func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string,
 		<-m.Done()
 		d.forget(v)
 	})
+	if missed != nil {
+		d.work.Go(func() { d.report(v.background, v) })
+	}
 	return v, nil
 }
 
