@@ -200,16 +200,19 @@ func (l *Library) changeMisses(service string, change func([]Miss) []Miss) error
 // packages have there, or with all if the whole folder is learned.
 func (c *capturing) missed(ctx context.Context) error {
 	all, err := c.library.Misses(c.Name)
-	if err != nil {
+	if errors.Is(err, manifest.ErrInvalid) {
 		c.warn(err.Error() + "; what standbys have reported is lost")
-		return nil
+		err = nil
 	}
-	if len(all) == 0 {
-		return nil
+	if err != nil || len(all) == 0 {
+		return err
 	}
 	p, err := c.library.latest(c.Name)
-	if err != nil {
+	if errors.Is(err, manifest.ErrNotFound) {
 		return nil // the service was removed
+	}
+	if err != nil {
+		return err
 	}
 	s, err := c.library.scope(p)
 	if err != nil {

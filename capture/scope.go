@@ -35,10 +35,7 @@ const maxScope = 16 << 20
 
 // scope returns what the capture has found to be the service's.
 func (c *capturing) scope() ([]byte, error) {
-	s := scope{Exclude: c.Exclude, Learn: c.Learn}
-	for _, id := range slices.Sorted(maps.Keys(c.service.needed)) {
-		s.Packages = append(s.Packages, id)
-	}
+	s := scope{Exclude: c.Exclude, Learn: c.Learn, Packages: slices.Sorted(maps.Keys(c.service.needed))}
 	for _, id := range slices.Sorted(maps.Keys(c.closure.whole)) {
 		if c.service.needed[id] == "" {
 			s.Packages = append(s.Packages, id)
@@ -97,6 +94,17 @@ func newJudge(s *scope, root *rootfs.Root) (*judge, error) {
 	return j, nil
 }
 
+// find returns what the path leads to, over which symlinks; or nil.
+func (j *judge) find(p string) (fs.FileInfo, string, []string) {
+	canonical, links, err := j.root.Resolve(p)
+	if err == nil {
+		if info, err := j.root.Lstat(canonical); err == nil {
+			return info, canonical, links
+		}
+	}
+	return nil, "", nil
+}
+
 // verdict decides on one path. What is secret or excluded is never learned, and
 // of what is outside nobody is told whether it exists; canonical is the
 // path without symlinks if there is something.
@@ -104,12 +112,8 @@ func (j *judge) verdict(p string) (v manifest.Verdict, canonical string, err err
 	if !manifest.ValidPath(p) || isPseudo(p) || p == "/" {
 		return manifest.VerdictAbsent, "", nil
 	}
-	canonical, links, err := j.root.Resolve(p)
-	if err != nil {
-		return manifest.VerdictAbsent, "", nil
-	}
-	info, err := j.root.Lstat(canonical)
-	if err != nil || info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe) != 0 || isPseudo(canonical) {
+	info, canonical, links := j.find(p)
+	if info == nil || info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe) != 0 || isPseudo(canonical) {
 		return manifest.VerdictAbsent, "", nil // the service makes its own
 	}
 	for _, name := range append(append([]string{p}, links...), canonical) {
