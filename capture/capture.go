@@ -73,6 +73,9 @@ type capturing struct {
 	last  outcome         // of the run from the snapshot
 	large map[string]bool // files of which it is known what that run read
 	tree  *tree
+
+	frozenDir *os.File        // the folder of the copies of this capture, held; nil if there are none
+	unfrozen  map[string]bool // what was not copied since there are no reflinks
 }
 
 func (c *capturing) close() {
@@ -80,6 +83,7 @@ func (c *capturing) close() {
 		c.first.cancel()
 		<-c.first.done
 	}
+	c.dropFrozen()
 	var files []*os.File
 	if c.cache != nil {
 		_ = c.cache.Close()
@@ -155,6 +159,10 @@ func (c *capturing) learn(ctx context.Context) error {
 		return err
 	}
 	for round := 1; ; round++ {
+		c.closure.chooseFresh()
+		if err := c.freeze(ctx); err != nil {
+			return err
+		}
 		if err := c.step("build", func() (string, error) { return c.build(ctx) }); err != nil {
 			return err
 		}
@@ -413,8 +421,14 @@ func (c *capturing) hashAhead(ctx context.Context) error {
 	}
 	c.closure.chooseFresh() // what changes all the time is not to be read
 	fresh := map[string]*item{}
+	changing := map[string]bool{} // is copied, and the copy is hashed
+	if !c.NoFreeze {
+		for _, p := range c.closure.changing() {
+			changing[p] = true
+		}
+	}
 	for p, it := range c.closure.items {
-		if it.ahead {
+		if it.ahead || changing[p] {
 			continue
 		}
 		it.ahead = true
@@ -429,7 +443,7 @@ func (c *capturing) hashAhead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.hasher.all(ctx, nodes)
+	return c.hasher.ahead(ctx, nodes)
 }
 
 // shut closes the set of paths over everything that it needs, while the service
@@ -474,7 +488,6 @@ func (c *capturing) grow(ctx context.Context) error {
 }
 
 func (c *capturing) build(ctx context.Context) (string, error) {
-	c.closure.chooseFresh()
 	t, err := build(ctx, c.hasher, c.closure.items)
 	if err != nil {
 		return "", err
@@ -531,7 +544,7 @@ func (c *capturing) publish(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index, scope: scope})
+	p, err := c.library.publish(snap, edition{meta: c.tree.meta, index: index, scope: scope, frozen: c.tree.frozenDigests(), copies: c.frozenFolder()})
 	if err != nil {
 		return "", err
 	}

@@ -27,6 +27,7 @@ type closure struct {
 	items   map[string]*item
 	used    map[string]bool         // files that the service used, and folders that it listed or worked in
 	trees   map[string]bool         // folders that are in with all that was below them
+	data    map[string]bool         // those of them that are data folders
 	inspect []string                // files that may need an interpreter or libraries, not looked into yet
 	looked  map[string]bool         // those that were
 	chroots map[string]*rootfs.Root // of processes that called chroot, by folder
@@ -45,7 +46,7 @@ type closure struct {
 func newClosure(root *rootfs.Root, mounts []sourceMount, exclude []Pattern) *closure {
 	c := &closure{
 		root: root, mounts: mounts, linker: elf.New(root), exclude: exclude,
-		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, uses: map[string]*use{}, chroots: map[string]*rootfs.Root{}, programs: map[int]string{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
+		items: map[string]*item{}, used: map[string]bool{}, trees: map[string]bool{}, data: map[string]bool{}, looked: map[string]bool{}, rules: map[string]bool{}, missing: map[string]bool{}, uses: map[string]*use{}, chroots: map[string]*rootfs.Root{}, programs: map[int]string{}, asked: map[string]bool{}, whole: map[string]bool{}, libraries: map[string]string{},
 	}
 	c.items["/"] = &item{reasons: []Reason{{ClassRule, "the root"}}}
 	for _, p := range pseudo {
@@ -203,6 +204,9 @@ func (c *closure) addTree(ctx context.Context, p string, r Reason) error {
 		return nil
 	}
 	c.trees[canonical] = true
+	if r.Class == ClassData {
+		c.data[canonical] = true
+	}
 	queue := []string{canonical}
 	for n := 0; len(queue) > 0; {
 		if err := ctx.Err(); err != nil {

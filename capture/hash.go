@@ -25,6 +25,8 @@ type hasher struct {
 	// shipped finds a digest that a package manager has; see shipped.digest. It
 	// may be nil.
 	shipped func(*node) (manifest.Digest, bool)
+	// frozen are the files of which there are copies of one moment, by path.
+	frozen map[string]*frozen
 
 	mu    sync.Mutex
 	lists map[manifest.Digest][]byte // chunk lists, encoded
@@ -35,9 +37,19 @@ func newHasher(root *os.File, cache *statcache.Cache, earlier func(manifest.Dige
 	return &hasher{root: root, cache: cache, earlier: earlier, lists: map[manifest.Digest][]byte{}}
 }
 
+// ahead makes what all will need known, as far as it does not change meanwhile.
+func (h *hasher) ahead(ctx context.Context, nodes []*node) error {
+	return h.each(ctx, nodes, true)
+}
+
 // all sets Digest and Chunks, and what else stat says, of every file among the
 // nodes. Files that have vanished become nil.
 func (h *hasher) all(ctx context.Context, nodes []*node) error {
+	return h.each(ctx, nodes, false)
+}
+
+// each is all, or if it is asked to be lenient gives up on files that change.
+func (h *hasher) each(ctx context.Context, nodes []*node, lenient bool) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// One of a file's hard links is read, and the others take its result.
@@ -68,9 +80,11 @@ func (h *hasher) all(ctx context.Context, nodes []*node) error {
 			for k := int(next.Add(1)) - 1; k < len(work) && ctx.Err() == nil; k = int(next.Add(1)) - 1 {
 				i := work[k]
 				err := r.file(ctx, nodes[i])
-				if errors.Is(err, manifest.ErrNotFound) {
+				switch {
+				case err == nil || lenient && errors.Is(err, manifest.ErrStale):
+				case errors.Is(err, manifest.ErrNotFound):
 					nodes[i] = nil
-				} else if err != nil {
+				default:
 					cancel(err)
 				}
 			}
@@ -87,15 +101,18 @@ func (h *hasher) all(ctx context.Context, nodes []*node) error {
 		from := nodes[first[key{n.id.Dev, n.id.Ino}]]
 		if from == nil || from.id.Dev != n.id.Dev || from.id.Ino != n.id.Ino {
 			// The first name was replaced after the scan; this one was perhaps not.
-			if err := last.file(ctx, n); errors.Is(err, manifest.ErrNotFound) {
+			err := last.file(ctx, n)
+			switch {
+			case err == nil || lenient && errors.Is(err, manifest.ErrStale):
+			case errors.Is(err, manifest.ErrNotFound):
 				nodes[i] = nil
-			} else if err != nil {
+			default:
 				return err
 			}
 			continue
 		}
 		name := n.entry.Name
-		n.entry, n.id = from.entry, from.id
+		n.entry, n.id, n.frozen = from.entry, from.id, from.frozen
 		n.entry.Name = name
 	}
 	return nil
@@ -103,6 +120,11 @@ func (h *hasher) all(ctx context.Context, nodes []*node) error {
 
 // known answers without reading.
 func (h *hasher) known(n *node) bool {
+	if f := h.frozen[n.path]; f != nil && !n.fresh() {
+		n.id, n.frozen = f.id, true
+		n.entry.Size, n.entry.Mtime, n.entry.Digest, n.entry.Chunks = f.id.Size, f.mtime, f.digest, f.chunks
+		return true
+	}
 	if n.entry.Size == 0 {
 		n.entry.Digest = manifest.EmptyDigest
 		return true

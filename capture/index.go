@@ -26,6 +26,7 @@ type Entry struct {
 	Identity Identity        // of a file
 	Secret   bool            // only in because the service read it: a private key, a password file
 	Modified bool            // a file that is not what its package shipped
+	Frozen   bool            // the library has a copy of the file as of the snapshot's moment
 }
 
 // Class returns the class under which the entry is shown.
@@ -56,6 +57,7 @@ const (
 const (
 	flagSecret = 1 << iota
 	flagModified
+	flagFrozen
 )
 
 // index is a decoded index; entries are decoded one by one as they are asked for.
@@ -97,6 +99,9 @@ func (w *indexWriter) add(e *Entry) error {
 	}
 	if e.Modified {
 		flags |= flagModified
+	}
+	if e.Frozen {
+		flags |= flagFrozen
 	}
 	b = append(b, byte(e.Type), flags)
 	b = binary.AppendUvarint(b, uint64(len(e.Reasons)))
@@ -225,10 +230,10 @@ func (x *index) entry(r *indexReader, path *[]byte, first bool) Entry {
 		r.fail("%v", e.Type)
 	}
 	flags := r.byte()
-	if flags&^(flagSecret|flagModified) != 0 {
+	if flags&^(flagSecret|flagModified|flagFrozen) != 0 {
 		r.fail("flags %#x", flags)
 	}
-	e.Secret, e.Modified = flags&flagSecret != 0, flags&flagModified != 0
+	e.Secret, e.Modified, e.Frozen = flags&flagSecret != 0, flags&flagModified != 0, flags&flagFrozen != 0
 	n := r.uint()
 	if n == 0 || n > 64 {
 		r.fail("%d reasons", n)

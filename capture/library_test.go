@@ -246,7 +246,7 @@ func FuzzIndex(f *testing.F) {
 			}
 			last = e.Path
 		}
-		if _, err := newLiveFiles(x); err != nil {
+		if _, err := newLiveFiles(x, ""); err != nil {
 			t.Fatal(err)
 		}
 	})

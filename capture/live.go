@@ -42,7 +42,8 @@ func (l *Library) Live() *Live { return &Live{lib: l} }
 // A liveEdition is one published snapshot, loaded when it is first asked for.
 type liveEdition struct {
 	Published
-	dir string
+	dir    string
+	frozen string // the library's folder of copies
 
 	mu     sync.Mutex
 	loaded bool
@@ -120,7 +121,7 @@ func (l *Live) current() ([]*liveEdition, error) {
 			delete(old, p)
 			continue
 		}
-		editions[i] = &liveEdition{Published: p, dir: l.lib.folder(p)}
+		editions[i] = &liveEdition{Published: p, dir: l.lib.folder(p), frozen: filepath.Join(l.lib.dir, frozenFolder)}
 	}
 	// Those that are gone are closed by the finalizer of their file, since a
 	// request may be reading from them now.
@@ -156,7 +157,7 @@ func (e *liveEdition) load() error {
 	if x, e.err = decodeIndex(b); e.err != nil {
 		return e.err
 	}
-	e.files, e.err = newLiveFiles(x)
+	e.files, e.err = newLiveFiles(x, e.frozen)
 	return e.err
 }
 

@@ -10,6 +10,7 @@ import (
 	"math"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,11 +24,12 @@ import (
 // liveFiles says where the content of one snapshot's files is. It takes 72
 // bytes for each file, and its path.
 type liveFiles struct {
-	root  string
-	dir   *os.File // the root, O_PATH; nil until first needed
-	paths []byte   // one after the other
-	recs  []liveRec
-	devs  []uint64
+	root   string
+	frozen string   // the folder of copies
+	dir    *os.File // the root, O_PATH; nil until first needed
+	paths  []byte   // one after the other
+	recs   []liveRec
+	devs   []uint64
 
 	mu     sync.Mutex
 	again  map[string]Identity // by path: found unchanged by hash under another identity
@@ -40,12 +42,15 @@ type liveRec struct {
 	size         int64
 	mtime, ctime int64
 	path         uint32 // offset in paths
-	length       uint16
+	length       uint16 // of the path, and the bit isFrozen
 	dev          uint16 // number in devs
 }
 
-func newLiveFiles(x *index) (*liveFiles, error) {
-	f := &liveFiles{root: x.root, again: map[string]Identity{}, differ: map[string]Identity{}}
+// isFrozen marks a file of which the library has a copy.
+const isFrozen = 1 << 15
+
+func newLiveFiles(x *index, frozen string) (*liveFiles, error) {
+	f := &liveFiles{root: x.root, frozen: frozen, again: map[string]Identity{}, differ: map[string]Identity{}}
 	devs := map[uint64]uint16{}
 	for e, err := range x.entries() {
 		if err != nil {
@@ -63,9 +68,13 @@ func newLiveFiles(x *index) (*liveFiles, error) {
 		if len(f.paths) > math.MaxUint32-manifest.MaxPath || len(devs) > math.MaxUint16 {
 			return nil, fmt.Errorf("index: more paths than can be served: %w", manifest.ErrInvalid)
 		}
+		length := uint16(len(e.Path))
+		if e.Frozen {
+			length |= isFrozen
+		}
 		f.recs = append(f.recs, liveRec{
 			digest: e.Digest, ino: e.Identity.Ino, size: e.Size, mtime: e.Identity.Mtime, ctime: e.Identity.Ctime,
-			path: uint32(len(f.paths)), length: uint16(len(e.Path)), dev: dev,
+			path: uint32(len(f.paths)), length: length, dev: dev,
 		})
 		f.paths = append(f.paths, e.Path...)
 	}
@@ -88,7 +97,7 @@ func (f *liveFiles) find(d manifest.Digest) []int {
 }
 
 func (f *liveFiles) path(r *liveRec) string {
-	return string(f.paths[r.path : int(r.path)+int(r.length)])
+	return string(f.paths[r.path : int(r.path)+int(r.length&^isFrozen)])
 }
 
 // rootDir opens the root when it is first needed: the disk that it is on may
@@ -157,6 +166,12 @@ func (fd liveFD) stat() (st unix.Stat_t, err error) {
 func (r liveRef) open() (*liveFile, error) {
 	rec := &r.files.recs[r.n]
 	p := r.files.path(rec)
+	if rec.length&isFrozen != 0 {
+		if file := r.openFrozen(rec, p); file != nil {
+			return file, nil
+		}
+		// A copy that is lost is not worse than none: the file may be unchanged.
+	}
 	root, err := r.files.rootDir()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
@@ -174,6 +189,23 @@ func (r liveRef) open() (*liveFile, error) {
 		return nil, err
 	}
 	return file, nil
+}
+
+// openFrozen opens the copy of a frozen file, or returns nil. Nobody writes to
+// copies; that a disk has not changed them the standby's digests show.
+func (r liveRef) openFrozen(rec *liveRec, p string) *liveFile {
+	fd, err := unix.Open(filepath.Join(r.files.frozen, rec.digest.Hex()), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	file := &liveFile{f: liveFD(fd), path: p, size: rec.size, ref: r}
+	st, err := file.f.stat()
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != rec.size {
+		file.close()
+		return nil
+	}
+	file.id = identityOf(&st)
+	return file
 }
 
 // check compares the file's stat with the record.

@@ -39,6 +39,12 @@ type Options struct {
 	// in the service's packages and folders. See [Library.Missed].
 	Learn bool
 
+	// What the service writes to is copied as of one moment; see freeze. Freeze and
+	// Thaw are commands for a shell, run right before and after; NoFreeze copies
+	// nothing, and standbys get such files only while they are unchanged.
+	Freeze, Thaw string
+	NoFreeze     bool
+
 	// StartTimeout is how long a start may take, and how long the probes may
 	// take to answer after it; 0 is what the unit says, at most 90 s. A capture
 	// starts the service twice or more.
@@ -50,7 +56,7 @@ type Options struct {
 
 	Log *slog.Logger // nil is none
 	// Progress, if not nil, is called at the end of each step: "unpack" (of RPMs), "find", "watch" (if asked for), "trace",
-	// "close", "build", "verify", "publish". The steps build and verify come
+	// "close", "freeze" (of what it writes to), "build", "verify", "publish". The steps build and verify come
 	// again when a verification has found something missing.
 	Progress func(step string, took time.Duration, detail string)
 }
@@ -128,6 +134,9 @@ func (o *Options) check() error {
 	}
 	if o.StateDir, err = filepath.Abs(o.StateDir); err != nil {
 		return fmt.Errorf("capture %s: state folder: %w", o.Name, err)
+	}
+	if o.NoFreeze && (o.Freeze != "" || o.Thaw != "") || o.Thaw != "" && o.Freeze == "" {
+		return bad("a thaw command goes with a freeze command, and neither with no freezing")
 	}
 	if o.StartTimeout < 0 || o.Scratch < 0 || o.Watch < 0 {
 		return bad("a negative limit")

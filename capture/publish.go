@@ -21,6 +21,9 @@ type edition struct {
 	meta     metaSet
 	index    []byte
 	scope    []byte // JSON; see scope
+	// frozen are the files of which there are copies, in the folder copies.
+	frozen []manifest.Digest
+	copies string
 }
 
 // nextSequence returns the number for a new snapshot of service. It holds only
@@ -65,6 +68,9 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 		return Published{}, err
 	}
 	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot)}
+	if err := l.adopt(ed.copies, ed.frozen); err != nil {
+		return Published{}, err
+	}
 	if err := l.write(p, ed); err != nil {
 		return Published{}, err
 	}
@@ -79,7 +85,7 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 	if err := l.setCurrent(kept); err != nil {
 		return Published{}, err
 	}
-	return p, l.sweep(kept)
+	return p, errors.Join(l.sweep(kept), l.sweepFrozen(kept))
 }
 
 // write makes the folder of p, complete and on disk.
@@ -97,12 +103,23 @@ func (l *Library) write(p Published, ed edition) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(tmp) }()
-	for name, write := range map[string]func(*bufio.Writer) error{
+	parts := map[string]func(*bufio.Writer) error{
 		"snapshot": func(w *bufio.Writer) error { _, err := w.Write(ed.snapshot); return err },
 		"index":    func(w *bufio.Writer) error { _, err := w.Write(ed.index); return err },
 		"meta":     ed.meta.writeTo,
 		"scope":    func(w *bufio.Writer) error { _, err := w.Write(ed.scope); return err },
-	} {
+	}
+	if len(ed.frozen) > 0 {
+		parts[frozenFolder] = func(w *bufio.Writer) error {
+			for _, d := range ed.frozen {
+				if _, err := w.Write(d[:]); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	for name, write := range parts {
 		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
 			return err
 		}
@@ -200,7 +217,7 @@ func (l *Library) Remove(service string) error {
 		return fmt.Errorf("remove %s from %s: %w", service, l.dir, err)
 	}
 	_ = os.Remove(l.missesFile(service)) // they mean nothing without it
-	return errors.Join(l.sweep(kept), l.sweepRoots(service))
+	return errors.Join(l.sweep(kept), l.sweepFrozen(kept), l.sweepRoots(service))
 }
 
 // lock waits for whoever else publishes: the time of some writes and an fsync.

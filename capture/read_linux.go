@@ -67,7 +67,7 @@ func (r *reader) file(ctx context.Context, n *node) error {
 			return err
 		}
 	}
-	return fmt.Errorf("%s: %w: it changed %d times while it was read; stop what writes it, or leave it out with --exclude", n.path, manifest.ErrStale, rereads)
+	return fmt.Errorf("%s: %w: it changed %d times while it was read; make what writes it hold still with --freeze and --thaw, or leave it out with --exclude", n.path, manifest.ErrStale, rereads)
 }
 
 func (r *reader) once(ctx context.Context, fd int, n *node) error {

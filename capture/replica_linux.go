@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,10 @@ type replica struct {
 	// copyFrom, if not nil, is the source's root, and each file gets a copy of
 	// its content: for kernels that can't redirect.
 	copyFrom *os.File
+	// frozen are the files that have copies, which make a layer of their own below
+	// the others; frozenDir is where they are.
+	frozen    map[string]*frozen
+	frozenDir string
 
 	links map[uint64]string
 	names uint64 // that may still be made
@@ -108,7 +113,7 @@ func (r *replica) file(ctx context.Context, e *manifest.Entry, p, at string) err
 		return nil
 	}
 	if r.copyFrom != nil {
-		from, err := openCanonical(r.copyFrom, p)
+		from, err := r.content(p)
 		if err != nil {
 			return err
 		}
@@ -127,6 +132,9 @@ func (r *replica) file(ctx context.Context, e *manifest.Entry, p, at string) err
 	if m.path != "/" {
 		redirect = strings.TrimPrefix(p, m.path)
 	}
+	if name, ok := r.copyOf(p); ok {
+		redirect = "/" + name
+	}
 	if err := unix.Fsetxattr(fd, xattrMetacopy, nil, 0); err != nil {
 		return &os.PathError{Op: "setxattr " + xattrMetacopy, Path: at, Err: err}
 	}
@@ -134,6 +142,22 @@ func (r *replica) file(ctx context.Context, e *manifest.Entry, p, at string) err
 		return &os.PathError{Op: "setxattr " + xattrRedirect, Path: at, Err: err}
 	}
 	return nil
+}
+
+// content opens what a copy of the file is made of.
+func (r *replica) content(p string) (*os.File, error) {
+	if name, ok := r.copyOf(p); ok {
+		return os.Open(filepath.Join(r.frozenDir, name))
+	}
+	return openCanonical(r.copyFrom, p)
+}
+
+// copyOf returns the name of the copy of a frozen file.
+func (r *replica) copyOf(p string) (string, bool) {
+	if f := r.frozen[p]; f != nil {
+		return f.name, true
+	}
+	return "", false
 }
 
 // opaque hides what the source has in this folder. Roots of layers can't be

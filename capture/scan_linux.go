@@ -25,6 +25,8 @@ type node struct {
 	id    Identity
 	nlink uint64
 	item  *item
+	// frozen: its content is a copy in the library, of the moment of the snapshot.
+	frozen bool
 }
 
 // fresh reports whether the file starts empty on the standby. One with several

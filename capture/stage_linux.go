@@ -51,6 +51,9 @@ type stageConfig struct {
 	build func(dir string) error
 	// copies: the names that build makes have their content with them.
 	copies bool
+	// frozen is the folder of the copies that names redirect to; "" if there are
+	// none.
+	frozen string
 }
 
 // cover are folders that can be covered in the private namespace.
@@ -120,6 +123,14 @@ func (s *stage) set(ctx context.Context, c stageConfig) error {
 		defer func() { _ = unix.Close(fd) }()
 		trees[i] = fd
 	}
+	frozen := -1
+	if c.frozen != "" {
+		var err error
+		if frozen, err = unix.OpenTree(unix.AT_FDCWD, c.frozen, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
+			return fmt.Errorf("look at %s: open_tree: %w", c.frozen, err)
+		}
+		defer func() { _ = unix.Close(frozen) }()
+	}
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("private mounts: unshare: %w", err)
 	}
@@ -134,6 +145,14 @@ func (s *stage) set(ctx context.Context, c stageConfig) error {
 	for _, dir := range []string{root, base + "/run", base + "/tmp", base + "/vartmp"} {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			return err
+		}
+	}
+	if frozen >= 0 {
+		if err := os.Mkdir(base+"/frozen", 0o700); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(frozen, "", unix.AT_FDCWD, base+"/frozen", unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("look at %s: move_mount: %w", c.frozen, err)
 		}
 	}
 	if err := s.mountLayers(c, base, root, trees); err != nil {
@@ -202,6 +221,12 @@ func (s *stage) mountLayers(c stageConfig, base, root string, trees []int) error
 				return err
 			}
 			lower = base + "/" + lower + ":" + src
+			if c.frozen != "" { // its names are digests, which a whiteout hides as well
+				if err := hideOthers(base+"/frozen", names); err != nil {
+					return err
+				}
+				lower += ":" + base + "/frozen"
+			}
 		}
 		top := src
 		if c.build != nil {

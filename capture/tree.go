@@ -173,7 +173,7 @@ func (t *tree) index(root string) ([]byte, error) {
 }
 
 func (n *node) listed() Entry {
-	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret, Modified: n.item.modified}
+	e := Entry{Path: n.path, Type: n.entry.Type, Reasons: n.item.reasons, Secret: n.item.secret, Modified: n.item.modified, Frozen: n.frozen}
 	if n.fresh() {
 		e.Reasons = append(slices.Clone(e.Reasons), Reason{ClassRule, n.item.fresh})
 		slices.SortStableFunc(e.Reasons, func(a, b Reason) int { return cmp.Compare(a.Class, b.Class) })

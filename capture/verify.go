@@ -101,8 +101,8 @@ func (c *capturing) leftOut(accesses []trace.Access) []string {
 
 // replicate makes the stage of a verification.
 func (c *capturing) replicate(ctx context.Context) (*stage, error) {
-	config := stageConfig{mounts: c.realMounts(), folders: c.unitFolders(), scratch: c.Scratch, log: c.log}
-	r := &replica{meta: c.tree.meta, mounts: config.mounts}
+	config := stageConfig{mounts: c.realMounts(), folders: c.unitFolders(), scratch: c.Scratch, log: c.log, frozen: c.frozenFolder()}
+	r := &replica{meta: c.tree.meta, mounts: config.mounts, frozen: c.hasher.frozen, frozenDir: config.frozen}
 	config.build = func(dir string) error { return r.make(ctx, &c.tree.root, c.tree.totals.Entries, dir) }
 	s, err := newStage(ctx, config)
 	var layer *layerError

@@ -505,6 +505,57 @@ func (s *site) inRootUntil(line, text string) error {
 	}
 }
 
+// A database is captured while it is written to, as fast as it can be: the snapshot is
+// one that its recovery makes whole, and the standby gets it although the source
+// goes on.
+func TestServicesBusyDatabase(t *testing.T) {
+	s := bareSite(t, world.ServiceRoot("mariadb"), world.StandbyRoot)
+	s.service = "mariadb"
+	s.on(s.source, strings.Replace(jobNamed("mariadb").setup, "mysqladmin shutdown; wait", `mysql -e 'create table shop.a (id int primary key); create table shop.b (id int primary key)'
+(n=0; while :; do n=$((n+1)); echo "begin; insert into shop.a values ($n); insert into shop.b values ($n); commit;"; done) | mysql > /dev/null 2>&1 &`, 1))
+	count := func(h string) (a, b int) {
+		const query = "mysql -N -e 'select (select count(*) from shop.a), (select count(*) from shop.b)'"
+		out := ""
+		if h == "source" {
+			out = s.on(s.source, query)
+		} else {
+			s.check(s.inRoot(query, ""))
+			out = s.said
+		}
+		if _, err := fmt.Sscan(out, &a, &b); err != nil {
+			t.Fatalf("%q: %v", out, err)
+		}
+		return a, b
+	}
+	s.await("the database is busy", func() bool { a, _ := count("source"); return a > 100 })
+	before, _ := count("source")
+	const hold = ` --freeze 'kill -STOP $(cat /run/mysqld/mysqld.pid)' --thaw 'kill -CONT $(cat /run/mysqld/mysqld.pid)'`
+	out := s.on(s.source, "srvd capture mariadb "+jobNamed("mariadb").capture+hold)
+	t.Log(out)
+	if !strings.Contains(out, "as of one moment") {
+		t.Error("nothing was frozen")
+	}
+	after, _ := count("source")
+	if after == before {
+		t.Fatal("nothing was written meanwhile")
+	}
+	s.serve()
+	s.paired()
+	s.on(s.standby, "srvfs run --host-root '' "+s.source.Addr+"/mariadb")
+	a, b := count("standby")
+	if a != b || a < before || a > after {
+		t.Errorf("the standby has %d and %d rows; the source had %d before the capture, %d after", a, b, before, after)
+	}
+	s.on(s.standby, "srvfs prefetch mariadb")
+	s.lose()
+	s.on(s.standby, "srvfs stop mariadb; srvfs run mariadb")
+	if a, b := count("standby"); a != b {
+		t.Errorf("started again without the source, the standby has %d and %d rows", a, b)
+	}
+	s.on(s.standby, "srvfs remove mariadb")
+	s.noResidue(s.standby)
+}
+
 // A server of which only its packages are left: they are unpacked, captured from
 // there, and run.
 func TestCaptureFromPackagesAlone(t *testing.T) {

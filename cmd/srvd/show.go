@@ -91,6 +91,7 @@ type entryRow struct {
 	Digest   string           `json:"digest,omitempty"`
 	Secret   bool             `json:"secret,omitempty"`
 	Modified bool             `json:"modified,omitempty"` // not what its package shipped
+	Frozen   bool             `json:"frozen,omitempty"`   // srvd has a copy as of the snapshot's moment
 	Reasons  []capture.Reason `json:"reasons"`
 }
 
@@ -117,7 +118,8 @@ func (p *program) showCmd() *cobra.Command {
   data     it lies in a data folder of the service
 
 What was used comes to a standby first, then packages, libraries, rules and data.
-A file that is not what its package shipped is marked as modified.
+A file that is not what its package shipped is marked as modified, one that was copied
+as it was at the moment of the snapshot as frozen.
 
 ` + cli.Codes,
 		Example: "  srvd show web\n  srvd show web --class traced\n  srvd show web --summary",
@@ -151,7 +153,7 @@ A file that is not what its package shipped is marked as modified.
 				if class != "" && class != name {
 					continue
 				}
-				row := entryRow{Path: e.Path, Type: e.Type.String(), Class: name, Size: e.Size, Secret: e.Secret, Modified: e.Modified, Reasons: e.Reasons}
+				row := entryRow{Path: e.Path, Type: e.Type.String(), Class: name, Size: e.Size, Secret: e.Secret, Modified: e.Modified, Frozen: e.Frozen, Reasons: e.Reasons}
 				if e.Type == manifest.File {
 					row.Digest = e.Digest.String()
 				}
@@ -208,6 +210,8 @@ func printEntry(w io.Writer, r entryRow) {
 	mark := ""
 	if r.Modified {
 		mark = "modified"
+	} else if r.Frozen {
+		mark = "frozen"
 	}
 	_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Class, size(r), mark, quote(r.Path))
 }
