@@ -37,6 +37,9 @@ bench: deps build ## measure everything beside its peers, and write docs/benchma
 bench-short: deps build ## a small version of every row of the bench
 	@$(GO) run ./test/bench -short
 
+bench-paper: roots build ## a table like the paper's, and write docs/paper.md
+	@$(GO) run ./test/paper -o docs/paper.md
+
 profile: deps build ## CPU and heap profiles of srvd and srvfs in the runs of the bench, in bin/profiles
 	@$(GO) run ./test/bench -rounds 1 -profile bin/profiles $(if $(ROWS),-rows '$(ROWS)')
 

@@ -183,6 +183,9 @@ func (c *capturing) learn(ctx context.Context) error {
 			return err
 		}
 		if len(learned) == 0 {
+			if c.Freeze != "" && c.frozenDir == nil {
+				c.warn("--freeze was not run: nothing was found that the service writes to and that is kept")
+			}
 			return nil
 		}
 		c.result.Learned = append(c.result.Learned, learned...)

@@ -115,6 +115,9 @@ func (o *Options) check() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("capture %s: %w: it reads every file and starts the service in a sandbox; run it as root", o.Name, manifest.ErrDenied)
 	}
+	if err := checkRights(); err != nil {
+		return fmt.Errorf("capture %s: %w", o.Name, err)
+	}
 	if len(o.RPMs) > 0 && o.Root != "" && o.Root != "/" {
 		return bad("packages are unpacked to be the root, and --root names another one")
 	}

@@ -32,15 +32,24 @@ func TestWrongInputOnTheSource(t *testing.T) {
 		{1, "service name", "srvd capture ../x --unit nginx"},
 		{1, "gopher", "srvd capture x --unit nginx --probe gopher://127.0.0.1/"},
 		{9, "status 404", "srvd capture x --unit nginx --timeout 2s --probe http://127.0.0.1/no-such-page"},
-		{9, "nginx", "echo 'bogus;' > /etc/nginx/conf.d/bad.conf; srvd capture x --unit nginx --probe http://127.0.0.1/; c=$?; rm /etc/nginx/conf.d/bad.conf; exit $c"},
+		{9, "nginx", "echo 'bogus;' > /etc/nginx/conf.d/bad.conf; srvd capture x --unit nginx --probe http://127.0.0.1/ || c=$?; rm /etc/nginx/conf.d/bad.conf; exit $c"},
 		{9, "dying", "srvd capture x --exec '/bin/sh -c \"echo dying; exit 3\"' --timeout 2s --probe tcp://127.0.0.1:99"},
 		{3, "mail", "srvd show mail"},
 		{3, "/no/such/path", "srvd why web /no/such/path"},
 		{1, "in use", "srvd serve --listen 127.0.0.1:7077"},
 		{3, "zzzz", "srvd peers revoke zzzz"},
 		{4, "needs root rights", "setpriv --reuid 33 --clear-groups srvd capture x --unit nginx"},
+		{4, "lacks CAP_SYS_PTRACE", "setpriv --bounding-set -sys_ptrace srvd capture x --unit nginx"},
+		{4, "lacks CAP_SYS_ADMIN", "setpriv --bounding-set -sys_admin srvd capture x --unit nginx"},
+		{3, "no package database: name files", "mv /var/lib/dpkg /var/lib/away; srvd capture x --unit nginx --package nginx || c=$?; mv /var/lib/away /var/lib/dpkg; exit $c"},
+		{6, "dpkg --audit", "cp /var/lib/dpkg/status /root/status; head -c 100000 /dev/urandom > /var/lib/dpkg/status; srvd capture x --unit nginx || c=$?; cp /root/status /var/lib/dpkg/status; exit $c"},
+		{9, "which exist on the source and were left out: /etc/nginx/mime.types", "srvd capture x --unit nginx --probe http://127.0.0.1/ --exclude /etc/nginx/mime.types"},
+		{2, "--thaw", "srvd capture x --unit nginx --thaw true"},
 	} {
 		s.fails(s.source, c.code, c.text, c.line)
+	}
+	if out := s.on(s.source, "(mv /var/lib/dpkg /var/lib/away; srvd capture y --unit nginx --probe http://127.0.0.1/ --freeze true; mv /var/lib/away /var/lib/dpkg; srvd remove y) 2>&1"); !strings.Contains(out, "no package database: only what the service used") || !strings.Contains(out, "--freeze was not run") {
+		t.Errorf("without a package database: %s", out)
 	}
 	if list := s.on(s.source, "srvd list --json"); strings.Contains(list, `"x"`) {
 		t.Errorf("a failed capture was published: %s", list)
@@ -82,7 +91,7 @@ func TestWrongInputOnTheStandby(t *testing.T) {
 		{2, "--host-root", "srvfs status --host-root relative"},
 		{2, "unknown mount option", "ln -sf /usr/local/sbin/srvfs /sbin/mount.fuse.srvfs; /sbin/mount.fuse.srvfs " + spec + " /srv/web -o bogus"},
 		{4, "needs root rights", "setpriv --reuid 33 --clear-groups srvfs mount " + spec + " /srv/web"},
-		{1, "/dev/fuse", "mv /dev/fuse /dev/fuse.away; srvfs mount " + spec + " /srv/web; c=$?; mv /dev/fuse.away /dev/fuse; exit $c"},
+		{1, "/dev/fuse", "mv /dev/fuse /dev/fuse.away; srvfs mount " + spec + " /srv/web || c=$?; mv /dev/fuse.away /dev/fuse; exit $c"},
 	} {
 		s.fails(s.standby, c.code, c.text, c.line)
 	}

@@ -35,36 +35,27 @@ type job struct {
 
 var jobs = []job{
 	{
-		name: "nginx",
-		setup: `openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=web.example -addext subjectAltName=DNS:web.example -keyout /etc/ssl/private/web.key -out /etc/ssl/certs/web.pem 2>/dev/null
-printf 'server { listen 443 ssl; server_name web.example; ssl_certificate /etc/ssl/certs/web.pem; ssl_certificate_key /etc/ssl/private/web.key; root /var/www/html; }\n' > /etc/nginx/sites-enabled/tls
-echo served > /var/www/html/index.html
-nginx`,
-		capture: "--unit nginx --probe http://127.0.0.1/ --probe https://127.0.0.1/",
+		name:    "nginx",
+		setup:   world.Web.Setup,
+		capture: world.Web.Capture,
 		check: func(s *site, addr string) error {
 			return errors.Join(s.page("http://"+addr+"/", "served\n"), s.page("https://"+addr+"/", "served\n"))
 		},
 		data: "/var/www /etc/nginx /etc/ssl",
 	},
 	{
-		name: "bind9",
-		setup: `printf 'zone "example.org" { type master; file "/etc/bind/db.example.org"; };\n' > /etc/bind/named.conf.local
-printf '$TTL 60\n@ IN SOA ns admin 1 60 60 60 60\n@ IN NS ns\nns IN A 192.0.2.1\nwww IN A 192.0.2.80\n' > /etc/bind/db.example.org
-mkdir -p /run/named; chown bind:bind /run/named
-named -u bind`,
-		capture: "--unit named --probe dns://127.0.0.1/www.example.org?type=A --probe 'dns://127.0.0.1/www.example.org?type=A&tcp=1'",
+		name:    "bind9",
+		setup:   world.DNS.Setup,
+		capture: world.DNS.Capture,
 		check: func(s *site, addr string) error {
 			return errors.Join(s.resolves("udp", addr), s.resolves("tcp", addr))
 		},
 		data: "/etc/bind /var/cache/bind",
 	},
 	{
-		name: "postfix",
-		setup: `postconf -e myhostname=mail.example.org mydestination=mail.example.org,localhost inet_interfaces=all inet_protocols=ipv4 home_mailbox= mail_spool_directory=/var/mail maillog_file=/var/log/postfix.log
-useradd -m anna
-newaliases
-postfix start`,
-		capture: "--unit postfix --probe smtp://127.0.0.1/?to=anna@mail.example.org",
+		name:    "postfix",
+		setup:   world.Mail.Setup,
+		capture: world.Mail.Capture,
 		check:   (*site).delivers,
 		data:    "/etc/postfix /var/spool/postfix",
 	},

@@ -56,6 +56,9 @@ are not read again.
 			if ways != 1 {
 				return cli.UsageError(c, "say how the service starts: one of --unit, --init, --exec and --pid")
 			}
+			if o.Thaw != "" && o.Freeze == "" || o.NoFreeze && o.Freeze != "" {
+				return cli.UsageError(c, "--thaw goes with --freeze, and neither with --no-freeze")
+			}
 			if command != "" {
 				argv, err := unit.Split(command)
 				if err != nil {
