@@ -348,7 +348,7 @@ cd /opt/app; GREETING=hello setpriv --reuid=app --regid=app --clear-groups perl 
 // What the running instance does rarely is learned by watching it.
 func TestWatchLearnsWhatIsRare(t *testing.T) {
 	s := newSite(t, world.StandbyRoot)
-	const program = `mkdir -p /opt/app /opt/rare; echo seldom > /opt/rare/data; echo never > /extra/deep/other
+	const program = `mkdir -p /opt/app /opt/rare; echo seldom > /opt/rare/data; echo never > /media/other
 cat > /opt/app/serve.pl <<'END'
 use IO::Socket::INET;
 my $l = IO::Socket::INET->new(LocalPort => 8081, Listen => 5, ReuseAddr => 1) or die $!;
@@ -374,12 +374,12 @@ perl /opt/app/serve.pl > /dev/null 2>&1 & echo $!`
 	if body, err := s.source.Get(s.ctx, "http://127.0.0.1:8081/rare"); err != nil || body != "seldom\n" {
 		t.Fatalf("%q, %v", body, err)
 	}
-	s.on(s.source, "cat /extra/deep/other") // somebody else
+	s.on(s.source, "cat /media/other") // somebody else
 	s.check(<-ended)
 	if why := s.on(s.source, "srvd why web /opt/rare/data"); !strings.Contains(why, "while it was watched") {
 		t.Errorf("why: %s", why)
 	}
-	s.fails(s.source, 3, "", "srvd why web /extra/deep/other")
+	s.fails(s.source, 3, "", "srvd why web /media/other")
 	s.on(s.source, "kill "+pid)
 	s.fails(s.source, 3, "start it first", "srvd capture x --exec 'perl /opt/app/serve.pl' --watch 1s")
 }
