@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/gob"
 	"errors"
@@ -50,6 +51,9 @@ type Command struct {
 	// Dir, to execute, and to report if it can't, so a filter that denies those
 	// fails here. A tracer sees them, as calls of the helper.
 	Seccomp []unix.SockFilter
+	// Listen installs Seccomp with a listener, which Process.Listener returns. Until
+	// somebody answers there, calls for which the filter asks it wait.
+	Listen bool
 }
 
 // An ExitStatus is how a process ended: by exit with Code, or if Signal is not
@@ -85,6 +89,9 @@ type Process struct {
 	name        string
 	pid, inside int
 	channel     *net.UnixConn // to the stage; nil if adopted
+
+	listening chan struct{} // closed when listener is set
+	listener  int           // its number in the stage
 
 	execed  chan struct{} // closed when execErr is set: it is the program now, or never will be
 	execErr error
@@ -165,7 +172,7 @@ func (s *Sandbox) run(ctx context.Context, c Command) (*Process, error) {
 		_ = ours.Close()
 		return nil, err
 	}
-	p := &Process{s: s, name: c.name(), channel: ours, execed: make(chan struct{}), ended: make(chan struct{})}
+	p := &Process{s: s, name: c.name(), channel: ours, listening: make(chan struct{}), execed: make(chan struct{}), ended: make(chan struct{})}
 	s.register(p)
 	if err := send(s.control, request{Verb: verbStart, ID: p.id}, fds...); err != nil {
 		s.forget(p)
@@ -233,6 +240,9 @@ func (p *Process) watchStage(ready chan<- struct{}) {
 		case r.Verb == verbReady && !hello:
 			hello, p.pid, p.inside = true, pid, r.Pid
 			close(ready)
+		case r.Verb == verbListening && hello && p.listener == 0 && r.Pid > 0:
+			p.listener = r.Pid
+			close(p.listening)
 		case r.Fault != nil:
 			p.execErr = r.Fault
 			return
@@ -250,6 +260,28 @@ func (p *Process) Release() error {
 		return fmt.Errorf("release %s: %w", p.name, err)
 	}
 	return nil
+}
+
+// Listener returns the listener of a released process's filter; see [Command.Listen].
+// The error is that of Executed if it never came so far.
+func (p *Process) Listener(ctx context.Context) (*os.File, error) {
+	select {
+	case <-p.listening:
+	case <-p.execed:
+		return nil, cmp.Or(p.execErr, fmt.Errorf("filter of %s: no listener", p.name))
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	pidfd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("filter of %s: pidfd_open: %w", p.name, err)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	fd, err := unix.PidfdGetfd(pidfd, p.listener, 0)
+	if err != nil {
+		return nil, fmt.Errorf("filter of %s: pidfd_getfd: %w", p.name, err)
+	}
+	return os.NewFile(uintptr(fd), "seccomp listener"), nil
 }
 
 // Executed waits until a released process has become its program, and returns
@@ -312,12 +344,13 @@ type order struct {
 	Extra     int
 	Traced    bool
 	Seccomp   []unix.SockFilter
+	Listen    bool
 }
 
 // order returns the command in a form that the stage can read: a file in
 // memory, because the arguments may be longer than a message.
 func (c *Command) order() (*os.File, error) {
-	o := order{c.Argv, c.Env, c.Dir, c.UID, c.GID, c.Groups, c.Umask, len(c.Files), c.Traced, c.Seccomp}
+	o := order{c.Argv, c.Env, c.Dir, c.UID, c.GID, c.Groups, c.Umask, len(c.Files), c.Traced, c.Seccomp, c.Listen}
 	var b bytes.Buffer
 	if err := gob.NewEncoder(&b).Encode(o); err != nil {
 		return nil, err

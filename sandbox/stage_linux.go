@@ -76,7 +76,7 @@ func becomeCommand() *fault {
 	runtime.KeepAlive(file) // its number is used anew; a finalizer must not close that
 	resetSignals()
 	unix.Umask(int(c.Umask))
-	if f := installFilter(c.Seccomp); f != nil {
+	if f := installFilter(c.Seccomp, c.Listen); f != nil {
 		return f
 	}
 	if f := becomeUser(&c); f != nil {
@@ -167,14 +167,30 @@ func heedSignals() {
 	}
 }
 
-func installFilter(filter []unix.SockFilter) *fault {
+// installFilter tells the caller the number of the filter's listener, if it is to
+// have one. It is closed when the command is executed.
+func installFilter(filter []unix.SockFilter, listen bool) *fault {
 	if len(filter) == 0 {
 		return nil
 	}
+	flags := uintptr(0)
+	if listen {
+		flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	}
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	if errno != 0 {
 		return failure("install seccomp filter", "", errno, "")
+	}
+	if !listen {
+		return nil
+	}
+	b, err := encode(report{Verb: verbListening, Pid: int(fd)})
+	if err == nil {
+		_, err = unix.Write(stageSaid, b)
+	}
+	if err != nil {
+		return failure("report", "", err, "")
 	}
 	return nil
 }

@@ -27,6 +27,7 @@ const (
 	verbRelease                 // request to a stage: go on and execute
 	verbReady                   // report of a stage: here I am
 	verbFailed                  // report of a stage: it could not execute the command
+	verbListening               // report of a stage: its filter has a listener, of number Pid
 	verbExit                    // report: a process that was started or adopted has ended, or (Fault) never was
 )
 

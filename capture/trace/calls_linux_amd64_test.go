@@ -125,7 +125,7 @@ func TestTableSuspects(t *testing.T) {
 func machine(t *testing.T) func(arch uint32, nr uint32, args [6]uint64) verdict {
 	t.Helper()
 	var raw []bpf.RawInstruction
-	for _, f := range filter(false) {
+	for _, f := range filter(false, false) {
 		raw = append(raw, bpf.RawInstruction{Op: f.Code, Jt: f.Jt, Jf: f.Jf, K: f.K})
 	}
 	program, ok := bpf.Disassemble(raw)

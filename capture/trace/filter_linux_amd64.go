@@ -55,7 +55,21 @@ type span struct {
 // reads is true. It looks at the architecture first, then
 // finds the verdict by binary search: at most nine comparisons.
 // The kernel precomputes which calls always pass and runs no filter for them.
-func filter(reads bool) []unix.SockFilter {
+//
+// A stop is one at a listener, or, for kernels where that is slow, one for ptrace.
+func filter(reads, listen bool) []unix.SockFilter {
+	program := filterFor(reads)
+	if listen {
+		for i, in := range program {
+			if in.Code == unix.BPF_RET|unix.BPF_K && in.K == uint32(stop) {
+				program[i].K = unix.SECCOMP_RET_USER_NOTIF
+			}
+		}
+	}
+	return program
+}
+
+func filterFor(reads bool) []unix.SockFilter {
 	var spans []span
 	for nr := range maxCalls {
 		if do := ruling(nr, reads); nr == 0 || do != spans[len(spans)-1].do {

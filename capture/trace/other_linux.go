@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,9 @@ var errUnsupported = fmt.Errorf("tracing is not supported on %s, only on amd64: 
 
 func supported() error { return errUnsupported }
 
-func filter(bool) []unix.SockFilter { return nil }
+func filter(_, _ bool) []unix.SockFilter { return nil }
+
+func listens() bool { return false }
 
 // A thread can't be started here.
 type thread struct {
@@ -28,5 +31,7 @@ type thread struct {
 func newThread(*record, *reads) *thread { return &thread{done: make(chan struct{})} }
 
 func (*thread) start(context.Context, int) error { return errUnsupported }
+
+func (*thread) listen(*os.File) error { return errUnsupported }
 
 func (*thread) kill() {}

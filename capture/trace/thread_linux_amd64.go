@@ -16,7 +16,12 @@ func supported() error { return nil }
 // A thread is one operating system thread that traces one command and its
 // descendants. The kernel ties a tracee to a thread, so all requests to
 // ptrace, and the waiting, happen on it; only kill may be called from elsewhere.
+//
+// It follows the processes' lives. Where the kernel has listeners that are fast
+// enough, the calls with paths arrive at one, on a second thread; see listener.
 type thread struct {
+	state  sync.Mutex // held while an event or a call is handled: of all down to done
+	deny   bool       // the call under way is to fail with ENOSYS
 	record *record
 	reads  *reads // nil: not asked for
 	home   string // what /proc calls the sandbox's root; empty before the first stop
@@ -33,9 +38,12 @@ type thread struct {
 	done chan struct{} // closed when no tracee is left
 	err  error         // why the trace broke off; valid after done
 
-	mu     sync.Mutex
-	tasks  map[int]*task
-	killed bool
+	mu       sync.Mutex
+	tasks    map[int]*task
+	killed   bool
+	listener *listener // nil: calls stop for ptrace, or have not begun
+	gone     bool      // no tracee is left
+	parts    int       // that have not ended
 }
 
 // A task is one thread of a traced process.
@@ -55,7 +63,7 @@ const (
 )
 
 func newThread(r *record, reads *reads) *thread {
-	return &thread{record: r, reads: reads, tasks: make(map[int]*task), done: make(chan struct{})}
+	return &thread{record: r, reads: reads, tasks: make(map[int]*task), done: make(chan struct{}), parts: 1}
 }
 
 // start attaches to pid, a process that waits to be traced, and follows it and
@@ -63,7 +71,7 @@ func newThread(r *record, reads *reads) *thread {
 func (th *thread) start(ctx context.Context, pid int) error {
 	attached := make(chan error, 1)
 	onOwnThread(func() {
-		defer close(th.done)
+		defer th.left()
 		err := th.attach(pid)
 		attached <- err
 		if err != nil {
@@ -74,6 +82,27 @@ func (th *thread) start(ctx context.Context, pid int) error {
 		th.follow()
 	})
 	return <-attached
+}
+
+// left is called when no tracee is left.
+func (th *thread) left() {
+	th.mu.Lock()
+	th.gone = true
+	if th.listener != nil {
+		th.listener.stop()
+	}
+	th.mu.Unlock()
+	th.partEnds()
+}
+
+// partEnds is called when following, or listening, has ended. The last one closes
+// done.
+func (th *thread) partEnds() {
+	th.mu.Lock()
+	defer th.mu.Unlock()
+	if th.parts--; th.parts == 0 {
+		close(th.done)
+	}
 }
 
 func (th *thread) attach(pid int) error {
@@ -92,13 +121,16 @@ func (th *thread) follow() {
 			unix.WALL|unix.WNOTHREAD, 0, 0, 0)
 		switch errno {
 		case 0:
+			th.state.Lock()
 			th.handle(int(pid), unix.WaitStatus(th.status))
+			th.state.Unlock()
 		case unix.EINTR:
-		case unix.ECHILD:
-			th.forgetAll()
-			return
 		default:
-			th.breakOff(fmt.Errorf("wait for the traced processes: %w", errno))
+			th.state.Lock()
+			defer th.state.Unlock()
+			if errno != unix.ECHILD {
+				th.breakOff(fmt.Errorf("wait for the traced processes: %w", errno))
+			}
 			th.forgetAll()
 			return
 		}
@@ -122,7 +154,7 @@ func (th *thread) handle(pid int, status unix.WaitStatus) {
 	switch event {
 	case 0: // a signal arrived: deliver it
 	case unix.PTRACE_EVENT_SECCOMP:
-		th.enter(k)
+		th.stopped(k)
 		sig = 0
 	case unix.PTRACE_EVENT_STOP:
 		switch status.StopSignal() {
@@ -145,10 +177,9 @@ func (th *thread) handle(pid int, status unix.WaitStatus) {
 	ptrace(request, pid, 0, sig)
 }
 
-// enter handles a stop at the entry of a system call.
-func (th *thread) enter(k *task) {
-	e := &th.entry
-	switch errno := syscallInfo(k.tid, e); errno {
+// stopped handles a stop for ptrace at the entry of a system call.
+func (th *thread) stopped(k *task) {
+	switch errno := syscallInfo(k.tid, &th.entry); errno {
 	case 0:
 	case unix.ESRCH:
 		return
@@ -156,6 +187,15 @@ func (th *thread) enter(k *task) {
 		th.breakOff(fmt.Errorf("read a system call: %w; tracing needs Linux 5.3 or newer", errno))
 		return
 	}
+	th.deny = false
+	if th.enter(k); th.deny {
+		answerENOSYS(k.tid)
+	}
+}
+
+// enter handles the system call that a task is about to make.
+func (th *thread) enter(k *task) {
+	e := &th.entry
 	if th.home == "" {
 		// The command's process enters the root, then gets its filter. So at
 		// the first stop its root is the sandbox's.
@@ -167,15 +207,15 @@ func (th *thread) enter(k *task) {
 	}
 	switch {
 	case e.arch != unix.AUDIT_ARCH_X86_64:
-		answerENOSYS(k.tid)
+		th.deny = true
 		th.gap(k, Foreign, "i386", "")
 		return
 	case e.nr&x32Bit != 0:
-		answerENOSYS(k.tid)
+		th.deny = true
 		th.gap(k, Foreign, "x32", "")
 		return
 	case e.nr >= maxCalls || !knownCalls[e.nr]:
-		answerENOSYS(k.tid)
+		th.deny = true
 		th.gap(k, Unknown, strconv.FormatUint(e.nr, 10), "")
 		return
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -46,7 +47,8 @@ func (t *Tracer) Start(ctx context.Context, cmd sandbox.Command) (*sandbox.Proce
 	if err := supported(); err != nil {
 		return nil, fmt.Errorf("trace a command: %w", err)
 	}
-	cmd.Traced, cmd.Seccomp = true, filter(t.reads != nil)
+	cmd.Traced, cmd.Listen = true, listens()
+	cmd.Seccomp = filter(t.reads != nil, cmd.Listen)
 	p, err := t.sb.Run(ctx, cmd)
 	if err != nil {
 		return nil, err
@@ -63,6 +65,12 @@ func (t *Tracer) Start(ctx context.Context, cmd sandbox.Command) (*sandbox.Proce
 	t.threads = append(t.threads, th)
 	t.mu.Unlock()
 	err = p.Release()
+	if err == nil && cmd.Listen {
+		var l *os.File
+		if l, err = p.Listener(ctx); err == nil {
+			err = th.listen(l)
+		}
+	}
 	if err == nil {
 		err = p.Executed(ctx)
 	}
