@@ -15,7 +15,7 @@ STATIC    := honnef.co/go/tools/cmd/staticcheck@v0.7.0
 TAGS      := grpcnotrace
 RACE      := -race -ldflags '-linkmode=external -extldflags=-static' -tags netgo,osusergo
 
-.PHONY: all build demo bench bench-short profile test test-race test-one test-services lint tools deps roots generate fuzz install uninstall clean help
+.PHONY: all build demo bench bench-short bench-paper profile test test-race test-one test-services lint tools deps roots generate fuzz install uninstall clean help
 
 all: build
 
@@ -53,6 +53,7 @@ test-race:
 
 test-one:
 	GOMAXPROCS=1 $(GO) test -count=1 -timeout 30m -skip '$(SERVICES)' ./...
+	TRACE_BY=ptrace $(GO) test -count=1 ./capture/trace # as on kernels before 6.6
 
 test-services:
 	$(GO) test -count=1 -timeout 30m -run '$(SERVICES)' ./test

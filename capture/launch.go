@@ -39,6 +39,7 @@ type instance struct {
 	reads func(path string) bool
 
 	daemons []daemon
+	left    int // commands that have not been started
 }
 
 // An outcome is what came of a run.
@@ -72,6 +73,9 @@ func (in *instance) run(ctx context.Context) (out outcome) {
 	in.tracer = trace.New(in.stage.sb)
 	if in.reads != nil {
 		in.tracer = trace.NewWithReads(in.stage.sb, in.reads)
+	}
+	for _, u := range in.units {
+		in.left += len(u.Pre) + len(u.Start) + len(u.Post)
 	}
 	served, cancel := context.WithCancelCause(ctx)
 	var watch sync.WaitGroup
@@ -244,6 +248,9 @@ func (in *instance) launch(ctx context.Context, u *manifest.Unit, c manifest.Com
 		cancel()
 	}()
 	p, err := in.tracer.Start(whole, cmd)
+	if in.left--; in.left > 0 {
+		in.tracer.Anticipate() // this one runs meanwhile
+	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

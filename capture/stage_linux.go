@@ -360,6 +360,8 @@ func (s *stage) furnish(ctx context.Context, c stageConfig, base, root string) (
 	}
 	host, _ := os.Hostname()
 	s.sb, err = sandbox.Start(ctx, sandbox.Config{
+		Anticipate: true, // all commands are traced
+
 		Root: root, Hostname: host, NewNet: true, Log: c.log,
 		Mounts: append([]sandbox.Mount{sandbox.ProcMount()}, sandbox.DevMounts()...),
 	})

@@ -29,6 +29,9 @@ type Config struct {
 	// Log receives the helper's own complaints, and its stack if it crashes.
 	// Nil discards them.
 	Log *os.File
+	// Anticipate: the first command will be one that is traced or filtered; see
+	// Sandbox.Anticipate.
+	Anticipate bool
 	// Helper is the process to become process 1, if one was prepared; nil: a new
 	// one. It serves once.
 	Helper *Helper

@@ -30,7 +30,7 @@ type brought struct {
 // Prepare starts a Helper, for a sandbox that shares the caller's network. The
 // caller closes it.
 func Prepare() (*Helper, error) {
-	s, err := spawn(false)
+	s, err := spawn(false, false)
 	if err != nil {
 		return nil, err
 	}

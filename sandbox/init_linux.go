@@ -33,6 +33,9 @@ func Init() {
 	case initName:
 		os.Exit(runInit())
 	case stageName:
+		if len(os.Args) > 1 {
+			awaitCommand()
+		}
 		os.Exit(runStage())
 	}
 }

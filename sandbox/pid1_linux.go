@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -25,6 +26,8 @@ type pid1 struct {
 	// children before it is looked up there.
 	mu       sync.Mutex
 	children map[int]uint64 // pid -> number that the caller gave it
+	spare    *spare         // nil: there is none
+	coming   chan struct{}  // closed when a spare that was asked for is there; nil: none was
 }
 
 // runInit is the life of process 1. It returns an exit code when the control
@@ -34,6 +37,10 @@ func runInit() int {
 	control, err := packetConn(controlFD)
 	if err != nil {
 		return complain("control socket: %v", err)
+	}
+	p := &pid1{control: control, children: make(map[int]uint64)}
+	if len(os.Args) > 1 {
+		p.anticipate() // it comes to life while the root is built
 	}
 	var r request
 	fds, _, err := receive(control, &r)
@@ -50,7 +57,6 @@ func runInit() int {
 		closeAll(log)
 	}
 	heedSignals()
-	p := &pid1{control: control, children: make(map[int]uint64)}
 
 	// Signals that processes inside may send to their process 1 must not end
 	// it. Handled, not ignored: that would be inherited by what it starts.
@@ -128,6 +134,8 @@ func (p *pid1) serve(in incoming) {
 			}
 			p.report(report{Verb: verbExit, ID: in.ID, Status: 127 << 8, Fault: f})
 		}
+	case verbAnticipate:
+		p.anticipate()
 	case verbAdopt:
 		p.report(report{Verb: verbAdopt, ID: in.ID, Fault: p.adopt(in.ID, in.Pid)})
 	case verbSignal:
@@ -147,12 +155,64 @@ func (p *pid1) start(id uint64, fds []int) error {
 		p.children[pid] = id
 		return hello()
 	}
+	if s := p.takeSpare(fds); s != nil {
+		p.children[s.pid] = id
+		err := s.become(append(slices.Clone(fds), p.stages.root))
+		if err == nil {
+			return nil
+		}
+		delete(p.children, s.pid) // it died, or is about to
+		_ = unix.Kill(s.pid, unix.SIGKILL)
+	}
 	pid, err := p.stages.launch(fds)
 	if err != nil {
 		return err
 	}
 	p.children[pid] = id
 	return nil
+}
+
+// takeSpare returns the spare if there is one, or is about to be, that can serve
+// this command. It is called with mu held, and lets go of it to wait.
+func (p *pid1) takeSpare(fds []int) *spare {
+	if p.coming == nil || len(fds) != callerFiles {
+		return nil
+	}
+	coming := p.coming
+	p.mu.Unlock()
+	<-coming
+	p.mu.Lock()
+	s := p.spare
+	p.spare, p.coming = nil, nil
+	return s
+}
+
+// anticipate has a stage ready. Without one a command starts all the same.
+func (p *pid1) anticipate() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.coming != nil {
+		return
+	}
+	coming := make(chan struct{})
+	p.coming = coming
+	fork := syscall.ForkExec
+	exe := "/proc/self/exe" // as the caller sees it: there is no root yet
+	if p.stages != nil {
+		fork, exe = func(path string, argv []string, attr *syscall.ProcAttr) (int, error) {
+			return p.stages.fork(path, argv, 0, attr)
+		}, "self/exe"
+	}
+	go func() {
+		defer close(coming)
+		s, err := startSpare(exe, fork)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		p.spare = s
+		p.mu.Unlock()
+	}()
 }
 
 // adopt makes the end of an orphan known to the caller.

@@ -50,7 +50,7 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 	s, mounts := c.Helper.take(c.NewNet)
 	if s == nil {
 		var err error
-		if s, err = spawn(c.NewNet); err != nil {
+		if s, err = spawn(c.NewNet, c.Anticipate); err != nil {
 			return nil, err
 		}
 	}
@@ -65,8 +65,9 @@ func start(ctx context.Context, c Config) (*Sandbox, error) {
 	return s, nil
 }
 
-// spawn starts process 1, which then waits for its layout.
-func spawn(newNet bool) (*Sandbox, error) {
+// spawn starts process 1, which then waits for its layout, and if it is asked to
+// anticipates a command meanwhile.
+func spawn(newNet, anticipate bool) (*Sandbox, error) {
 	if name := os.Args[0]; name == initName || name == stageName {
 		return nil, errors.New("this is a helper that ran on into the program: main, or TestMain, must call sandbox.Init first")
 	}
@@ -88,6 +89,9 @@ func spawn(newNet bool) (*Sandbox, error) {
 		Path: "/proc/self/exe", Args: []string{initName}, Env: helperEnv(), Dir: "/",
 		Stdin: null, Stdout: null, Stderr: null, ExtraFiles: []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, Cloneflags: cloneFlags(newNet)},
+	}
+	if anticipate {
+		s.init.Args = append(s.init.Args, spareArg)
 	}
 	if err := s.init.Start(); err != nil {
 		_ = ours.Close()

@@ -2,10 +2,12 @@ package sandbox
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -136,5 +138,92 @@ func TestTracedFails(t *testing.T) {
 	}
 	if err := p.Release(); err == nil {
 		t.Error("released after its end")
+	}
+}
+
+// A command whose stage was anticipated is what any other is; one with files of its
+// own, and one whose spare has died, get a stage as without.
+func TestAnticipated(t *testing.T) {
+	c := testRoot(t)
+	c.Anticipate = true
+	s := begin(t, c)
+	allow := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
+	run := func(files ...*os.File) string {
+		t.Helper()
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		cmd := Command{
+			Argv: []string{"/bin/sh", "-c", "id -u; id -G; umask; pwd; ls /proc/self/fd | tr '\\n' ' '; exit 7"}, Env: cleanEnv,
+			UID: 33, GID: 34, Groups: []uint32{35}, Umask: 0o27, Dir: "/tmp", Stdout: w, Stderr: w, Seccomp: allow, Files: files,
+		}
+		p, err := s.Run(limit(t), cmd)
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		status, err := p.Wait(limit(t))
+		if err != nil || status.Code != 7 {
+			t.Fatalf("%v, %v", status, err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	stages := func() (pids []int) {
+		all, err := s.Pids()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range all {
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && strings.HasPrefix(string(b), stageName) {
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	await := func(n int) []int {
+		t.Helper()
+		ctx := limit(t)
+		for {
+			if pids := stages(); len(pids) == n {
+				return pids
+			}
+			select {
+			case <-ctx.Done():
+				t.Fatalf("%d stages, want %d", len(stages()), n)
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
+	await(1)
+	first := run()
+	if n := len(stages()); n != 0 {
+		t.Errorf("%d stages are left: the spare did not become the command", n)
+	}
+	if second := run(); second != first || !strings.HasPrefix(first, "33\n34 35\n0027\n/tmp\n0 1 2 3 ") {
+		t.Errorf("anticipated %q, else %q", first, second)
+	}
+	s.Anticipate()
+	s.Anticipate() // one is enough
+	await(1)
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if with := run(null); !strings.Contains(with, "0 1 2 3 4") {
+		t.Errorf("with a file of its own: %q", with)
+	}
+	if err := unix.Kill(await(1)[0], unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	await(0)
+	if after := run(); after != first {
+		t.Errorf("when the spare has died: %q", after)
 	}
 }

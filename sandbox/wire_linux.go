@@ -20,15 +20,16 @@ import (
 type verb uint8
 
 const (
-	verbBuild   verb = iota + 1 // request: the layout of the root; the answer is verbBuild
-	verbStart                   // request: start a command, with descriptors; answered only on failure
-	verbAdopt                   // request: report the exit of an orphan too; the answer is verbAdopt
-	verbSignal                  // request: send a signal; not answered
-	verbRelease                 // request to a stage: go on and execute
-	verbReady                   // report of a stage: here I am
-	verbFailed                  // report of a stage: it could not execute the command
-	verbListening               // report of a stage: its filter has a listener, of number Pid
-	verbExit                    // report: a process that was started or adopted has ended, or (Fault) never was
+	verbBuild      verb = iota + 1 // request: the layout of the root; the answer is verbBuild
+	verbStart                      // request: start a command, with descriptors; answered only on failure
+	verbAnticipate                 // request: have a stage ready; not answered
+	verbAdopt                      // request: report the exit of an orphan too; the answer is verbAdopt
+	verbSignal                     // request: send a signal; not answered
+	verbRelease                    // request to a stage: go on and execute
+	verbReady                      // report of a stage: here I am
+	verbFailed                     // report of a stage: it could not execute the command
+	verbListening                  // report of a stage: its filter has a listener, of number Pid
+	verbExit                       // report: a process that was started or adopted has ended, or (Fault) never was
 )
 
 // A request goes from the caller inwards.

@@ -35,6 +35,10 @@ func NewWithReads(sb *sandbox.Sandbox, wanted func(path string) bool) *Tracer {
 	return t
 }
 
+// Anticipate says that Start will be called soon; it saves the time in which the
+// sandbox makes itself ready for it.
+func (t *Tracer) Anticipate() { t.sb.Anticipate() }
+
 // Start starts a command under trace: it and all its descendants, as long as
 // they live. It returns when the program has been executed; the error says why
 // it could not be. The fields Traced and Seccomp of cmd are the tracer's.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,20 +84,35 @@ func seconds(f func() error) (float64, error) {
 	return time.Since(start).Seconds(), err
 }
 
+// answered is how `srvd capture` says how long the service took, in each of its runs.
+var answered = regexp.MustCompile(`answered after (\d+) ms`)
+
 // captures measures a capture into an empty state folder, and once more into the same.
 func (b *bench) captures() error {
 	if _, err := b.source.Shell(b.ctx, "rm -rf /root/fresh"); err != nil {
 		return err
 	}
-	for _, to := range []*[]float64{&b.figures.gather, &b.again} {
-		s, err := seconds(func() error {
-			_, err := b.source.Shell(b.ctx, "srvd capture "+b.Name+" -q --state /root/fresh "+b.Capture)
+	for _, to := range []*[]float64{&b.gather, &b.again} {
+		var out string
+		s, err := seconds(func() (err error) {
+			out, err = b.source.Shell(b.ctx, "srvd capture "+b.Name+" --state /root/fresh "+b.Capture)
 			return err
 		})
 		if err != nil {
 			return err
 		}
 		*to = append(*to, s)
+		waited := 0.0
+		for _, m := range answered.FindAllStringSubmatch(out, -1) {
+			ms, err := strconv.ParseFloat(m[1], 64)
+			if err != nil {
+				return err
+			}
+			waited += ms / 1e3
+		}
+		if to == &b.gather {
+			b.waited = append(b.waited, waited)
+		}
 	}
 	return nil
 }
@@ -174,7 +191,7 @@ func (b *bench) start(under string, traced bool) (ms float64, err error) {
 		}
 	}
 	sb, err := sandbox.Start(ctx, sandbox.Config{
-		Root: filepath.Join(memory, "root"), NewNet: true, Log: os.Stderr,
+		Root: filepath.Join(memory, "root"), NewNet: true, Log: os.Stderr, Anticipate: traced,
 		Mounts: append([]sandbox.Mount{
 			{Source: "overlay", Target: "/", Type: "overlay", Data: fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work", b.source.Root, memory, memory)},
 			sandbox.ProcMount(), sandbox.TmpfsMount("/tmp", 0o1777), sandbox.TmpfsMount("/run", 0o755), sandbox.BindMount("/", "/mnt", true),
