@@ -88,6 +88,9 @@ func (in *instance) run(ctx context.Context) (out outcome) {
 	}
 	cancel(nil)
 	watch.Wait()
+	if size, full := in.stage.full(); full && err != nil {
+		err = fmt.Errorf("%w; what it writes goes to memory, of which it may take %s, and that is full (a first write to a large file copies it whole): --scratch gives it more", err, megabytes(size))
+	}
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), longestStop)
 	defer stop()
 	if stopped := in.stage.close(end); err == nil {

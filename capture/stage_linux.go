@@ -90,6 +90,16 @@ func (s *stage) close(ctx context.Context) error {
 	return err
 }
 
+// full reports whether the memory for what is written is used up, and how much that is.
+func (s *stage) full() (size int64, full bool) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(s.root.Fd()), &st); err != nil {
+		return 0, false
+	}
+	size = int64(st.Blocks) * st.Bsize
+	return size, int64(st.Bavail)*st.Bsize < max(size/100, 64<<10)
+}
+
 // hold runs on the thread that owns the mounts, until the stage is closed. The
 // thread is never unlocked, so it ends with the goroutine, and the namespace
 // with it.

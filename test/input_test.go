@@ -44,6 +44,8 @@ func TestWrongInputOnTheSource(t *testing.T) {
 		{3, "no package database: name files", "mv /var/lib/dpkg /var/lib/away; srvd capture x --unit nginx --package nginx || c=$?; mv /var/lib/away /var/lib/dpkg; exit $c"},
 		{6, "dpkg --audit", "cp /var/lib/dpkg/status /root/status; head -c 100000 /dev/urandom > /var/lib/dpkg/status; srvd capture x --unit nginx || c=$?; cp /root/status /var/lib/dpkg/status; exit $c"},
 		{9, "which exist on the source and were left out: /etc/nginx/mime.types", "srvd capture x --unit nginx --probe http://127.0.0.1/ --exclude /etc/nginx/mime.types"},
+		{2, "512M or 8G", "srvd capture x --unit nginx --scratch lots"},
+		{9, "of which it may take 4.2 MB, and that is full", "srvd capture x --exec '/bin/sh -c \"cat /usr/sbin/nginx /usr/sbin/nginx /usr/sbin/nginx /usr/sbin/nginx > /var/lib/big; exec sleep 100\"' --scratch 4M --timeout 5s --probe tcp://127.0.0.1:99"},
 		{2, "--thaw", "srvd capture x --unit nginx --thaw true"},
 	} {
 		s.fails(s.source, c.code, c.text, c.line)

@@ -14,7 +14,7 @@ import (
 
 func (p *program) captureCmd() *cobra.Command {
 	var o capture.Options
-	var command string
+	var command, scratch string
 	var quiet bool
 	c := &cobra.Command{
 		Use:   "capture NAME (--unit UNIT | --init SCRIPT | --exec 'CMD ...' | --pid PID) [flags]",
@@ -58,6 +58,13 @@ are not read again.
 			}
 			if o.Thaw != "" && o.Freeze == "" || o.NoFreeze && o.Freeze != "" {
 				return cli.UsageError(c, "--thaw goes with --freeze, and neither with --no-freeze")
+			}
+			if scratch != "" {
+				n, err := cli.ParseBytes(scratch)
+				if err != nil || n == 0 {
+					return cli.UsageError(c, "--scratch %q: want a size such as 512M or 8G", scratch)
+				}
+				o.Scratch = n
 			}
 			if command != "" {
 				argv, err := unit.Split(command)
@@ -112,6 +119,7 @@ are not read again.
 	f.StringVar(&o.Freeze, "freeze", "", "shell command that makes the service write everything and hold still, run before what it writes to is copied")
 	f.StringVar(&o.Thaw, "thaw", "", "shell command that lets it go on; run whatever happens")
 	f.BoolVar(&o.NoFreeze, "no-freeze", false, "copy nothing: a standby gets what the service writes to only as long as it is unchanged")
+	f.StringVar(&scratch, "scratch", "", "memory, such as 512M or 8G, that each disposable instance may fill with what it writes (default: half of this host's)")
 	f.DurationVar(&o.StartTimeout, "timeout", 0, "how long a start may take (default: what the unit says, at most 90s)")
 	f.BoolVarP(&quiet, "quiet", "q", false, "print warnings and errors only")
 	return c

@@ -48,3 +48,16 @@ func TestFormat(t *testing.T) {
 		}
 	}
 }
+
+func TestParseBytes(t *testing.T) {
+	for s, want := range map[string]int64{"0": 0, "512": 512, "3K": 3 << 10, "512M": 512 << 20, "8G": 8 << 30, "1T": 1 << 40} {
+		if got, err := ParseBytes(s); err != nil || got != want {
+			t.Errorf("%s: %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "M", "-1", "1.5G", "8 G", "9999999T", "8g"} {
+		if got, err := ParseBytes(s); err == nil {
+			t.Errorf("%q: %d", s, got)
+		}
+	}
+}

@@ -2,8 +2,26 @@ package cli
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
+
+// ParseBytes reads a size: a number, and one of the letters K, M, G, T for powers of
+// 1,024, or none.
+func ParseBytes(s string) (int64, error) {
+	shift := 0
+	if n := len(s); n > 0 {
+		if i := strings.IndexByte("KMGT", s[n-1]); i >= 0 {
+			s, shift = s[:n-1], 10*(i+1)
+		}
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || n<<shift>>shift != n {
+		return 0, fmt.Errorf("size %q: want a number, and perhaps K, M, G or T", s)
+	}
+	return n << shift, nil
+}
 
 // Bytes formats a number of bytes for people: "512 B", "12.5 MB". Decimal
 // units, as disks and networks are sold.
