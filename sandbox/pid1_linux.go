@@ -260,6 +260,10 @@ func (p *pid1) reap() {
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
 		id, known := p.children[pid]
 		delete(p.children, pid)
+		if p.spare != nil && p.spare.pid == pid {
+			_ = unix.Close(p.spare.sock)
+			p.spare, p.coming = nil, nil
+		}
 		p.mu.Unlock()
 		switch {
 		case err == syscall.EINTR:

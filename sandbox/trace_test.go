@@ -219,10 +219,17 @@ func TestAnticipated(t *testing.T) {
 	if with := run(null); !strings.Contains(with, "0 1 2 3 4") {
 		t.Errorf("with a file of its own: %q", with)
 	}
-	if err := unix.Kill(await(1)[0], unix.SIGKILL); err != nil {
+	spare := await(1)[0]
+	if err := unix.Kill(spare, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	await(0)
+	for ctx := limit(t); unix.Kill(spare, 0) == nil; { // until it was reaped
+		select {
+		case <-ctx.Done():
+			t.Fatal("the spare that was killed is still there")
+		case <-time.After(time.Millisecond):
+		}
+	}
 	if after := run(); after != first {
 		t.Errorf("when the spare has died: %q", after)
 	}

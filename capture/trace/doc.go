@@ -4,11 +4,13 @@
 // # How
 //
 // The command carries a seccomp filter that lets every system call pass, but
-// stops those that take a path (see the table of calls). The tracer, attached
-// with ptrace, reads the path out of the stopped process and lets it go on.
+// stops those that take a path (see the table of calls). They arrive at the
+// filter's listener (seccomp_unotify(2)), where the tracer reads the path out of the
+// waiting process and lets it go on; before Linux 6.6, whose listeners hand the
+// processor over, they are stops for ptrace.
 // There is one stop for each such call, at its entry, and none for any other.
-// The tracer follows forks, threads, execs and daemons until the last of them is
-// gone.
+// The tracer, attached with ptrace, follows forks, threads, execs and daemons until
+// the last of them is gone.
 //
 //	t := trace.New(sb)
 //	for _, cmd := range []sandbox.Command{startPre, start} {
@@ -37,6 +39,8 @@
 //
 // # What is not seen
 //
+//   - Programs that make a seccomp listener of their own: there can be one only, and
+//     they are refused it with EBUSY.
 //   - Whether the call succeeded. Failed look-ups are in the list: that is what
 //     a missing file looks like. Look into the tree to tell them apart.
 //   - What the kernel opens by itself: the interpreter in a script's first
