@@ -74,6 +74,7 @@ type capturing struct {
 	large map[string]bool // files of which it is known what that run read
 	tree  *tree
 
+	copies    int             // names of copies that were given
 	frozenDir *os.File        // the folder of the copies of this capture, held; nil if there are none
 	unfrozen  map[string]bool // what was not copied since there are no reflinks
 }
@@ -300,7 +301,7 @@ func (c *capturing) begin(ctx context.Context) *firstRun {
 		in := c.instance(s)
 		in.answered = func(until outcome) { r.answered <- until }
 		if r.out = in.run(ctx); r.out.err != nil {
-			r.out.err = fmt.Errorf("%w in the sandbox, in which nothing is changed yet: %w%s", manifest.ErrUnhealthy, r.out.err, logTail(c.log, 0))
+			r.out.err = fmt.Errorf("%w in the sandbox, in which nothing is changed yet: %w%s%s", manifest.ErrUnhealthy, r.out.err, c.service.socketHint(), logTail(c.log, 0))
 		}
 	}()
 	return r

@@ -87,6 +87,16 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 	return s, warnings, nil
 }
 
+// socketHint says, of a service that did not work, what else its units may count on.
+func (s *service) socketHint() string {
+	for _, info := range s.infos {
+		if len(info.Sockets) > 0 {
+			return fmt.Sprintf("; on a host with systemd %s may get its sockets from %s, which is not done here", info.Name, strings.Join(info.Sockets, ", "))
+		}
+	}
+	return ""
+}
+
 // packages reads the package database: which packages own the service, and what
 // those need.
 func (s *service) packages(root *rootfs.Root) (warnings []string, err error) {

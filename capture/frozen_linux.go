@@ -214,7 +214,7 @@ func (c *capturing) moment(ctx context.Context, paths []string, all map[string]*
 		}()
 	}
 	copyOne := func(p string) error {
-		f, err := c.copyFrozen(p, all[p], len(all), size)
+		f, err := c.copyFrozen(p, all[p], size)
 		switch {
 		case errors.Is(err, errNotCopied):
 			c.unfrozen[p] = true
@@ -272,10 +272,9 @@ func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }
 // errNotCopied: without reflinks it would take too much space.
 var errNotCopied = errors.New("not copied")
 
-// copyFrozen copies one file, into the copy of before if there is one. number is
-// that of a new copy, and total what all would take without reflinks. It returns nil if the
-// file is gone.
-func (c *capturing) copyFrozen(p string, before *frozen, number int, total int64) (*frozen, error) {
+// copyFrozen copies one file, into the copy of before if there is one. total is what
+// all would take without reflinks. It returns nil if the file is gone.
+func (c *capturing) copyFrozen(p string, before *frozen, total int64) (*frozen, error) {
 	live, err := openFile(c.dir, p)
 	if err != nil && gone(err) {
 		return nil, nil
@@ -289,7 +288,8 @@ func (c *capturing) copyFrozen(p string, before *frozen, number int, total int64
 	if err := fstat(live, &st); err != nil {
 		return nil, fmt.Errorf("%s: stat: %w", p, err)
 	}
-	f := &frozen{id: identityOf(&st), mtime: manifest.Time{Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec)}, name: fmt.Sprintf("copy-%d", number), started: time.Now()}
+	f := &frozen{id: identityOf(&st), mtime: manifest.Time{Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec)}, name: fmt.Sprintf("copy-%d", c.copies), started: time.Now()}
+	c.copies++
 	if before != nil {
 		if f.written = before.written; !before.linked {
 			f.name = before.name

@@ -317,6 +317,26 @@ func TestFreezeSaysWhatItCosts(t *testing.T) {
 	}
 }
 
+// Files that were unchanged since an earlier capture, and change while this one looks,
+// get copies of their own.
+func TestFrozenChangesAfterAll(t *testing.T) {
+	root := t.TempDir()
+	write(t, root+"/db/a", "a", 0o600)
+	write(t, root+"/db/b", "b", 0o600)
+	c := freezing(t, root, t.TempDir(), Options{}, "/db/a", "/db/b")
+	check(t, c.holdFrozen())
+	all := map[string]*frozen{}
+	for _, p := range []string{"/db/a", "/db/b"} {
+		all[p] = must(c.copyFrozen(p, &frozen{linked: true, name: "of the earlier capture"}, 2))(t)
+	}
+	check(t, c.digestFrozen(t.Context(), all))
+	for p, text := range map[string]string{"/db/a": "a", "/db/b": "b"} {
+		if all[p].digest != manifest.Sum([]byte(text)) {
+			t.Errorf("the copy of %s is another file's", p)
+		}
+	}
+}
+
 // What lies with a file that is written, in a data folder, is of its moment too.
 func TestWhatIsFrozen(t *testing.T) {
 	root := t.TempDir()
