@@ -141,9 +141,9 @@ func (c *capturing) capture(ctx context.Context) error {
 			return err
 		}
 	}
-	err := c.learn(ctx)
+	err := c.prove(ctx)
 	if err != nil && c.PID != 0 && errors.Is(err, manifest.ErrUnhealthy) && c.service.goesIntoBackground() {
-		err = c.learn(ctx)
+		err = c.prove(ctx)
 	}
 	if err != nil {
 		return err
@@ -151,8 +151,8 @@ func (c *capturing) capture(ctx context.Context) error {
 	return c.step("publish", func() (string, error) { return c.publish(ctx) })
 }
 
-// learn traces the service, and builds snapshots until one of them is enough.
-func (c *capturing) learn(ctx context.Context) error {
+// prove traces the service, and builds snapshots until one of them is enough.
+func (c *capturing) prove(ctx context.Context) error {
 	if err := c.step("trace", func() (string, error) { return c.trace(ctx) }); err != nil {
 		return err
 	}

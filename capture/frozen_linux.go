@@ -218,6 +218,7 @@ func (c *capturing) moment(ctx context.Context, paths []string, all map[string]*
 		switch {
 		case errors.Is(err, errNotCopied):
 			c.unfrozen[p] = true
+			delete(all, p) // a copy of before is gone
 		case err == nil && f != nil:
 			all[p] = f
 		case err == nil: // it is gone

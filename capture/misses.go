@@ -229,7 +229,9 @@ func (c *capturing) missed(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if v != manifest.VerdictNoted {
+		// What was learned from outside stays in, also when nothing more is to be learned.
+		outside := v == manifest.VerdictOutside && m.Since > 0
+		if v != manifest.VerdictNoted && !outside {
 			continue
 		}
 		r := Reason{ClassTraced, fmt.Sprintf("looked for in vain on the standby %s, %s", m.Standby, m.Time.Local().Format(time.DateTime))}
@@ -242,7 +244,7 @@ func (c *capturing) missed(ctx context.Context) error {
 		if err := c.missedOfPackages(s, canonical, r); err != nil {
 			return err
 		}
-		if c.Learn {
+		if c.Learn || outside {
 			if err := c.missedFolder(ctx, canonical, r); err != nil {
 				return err
 			}

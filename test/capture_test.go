@@ -156,6 +156,7 @@ dpkg -L nginx-common | grep -q /usr/share/doc/nginx-common/copyright`)
 	if out, err := s.source.Shell(s.ctx, "srvd misses web"); err != nil || strings.Contains(out, "/extra") {
 		t.Errorf("misses after --learn: %s, %v", out, err)
 	}
+	s.on(s.source, again) // what was learned stays in
 	s.on(s.standby, "srvfs stop web; srvfs run --update --discard "+s.source.Addr+"/web")
 	if got := ask("/extra/deep/other"); got != "outside\n" {
 		t.Errorf("what was learned is not on the standby: %.200s", got)

@@ -115,7 +115,7 @@ are not read again.
 	f.StringArrayVar(&o.Exclude, "exclude", nil, "pattern of paths that stay out, such as '/var/cache/**'; repeatable")
 	f.StringVar(&o.Root, "root", "/", "root folder that holds the service: a container's, or a dead machine's disk")
 	f.DurationVar(&o.Watch, "watch", 0, "also watch the running instance for so long: what it opens is in, however rarely it does")
-	f.BoolVar(&o.Learn, "learn", false, "from now on learn what standbys look for in vain wherever it is, not only in its packages and folders")
+	f.BoolVar(&o.Learn, "learn", false, "until the next capture learn what standbys look for in vain wherever it is, not only in its packages and folders; what was learned stays in")
 	f.StringVar(&o.Freeze, "freeze", "", "shell command that makes the service write everything and hold still, run before what it writes to is copied")
 	f.StringVar(&o.Thaw, "thaw", "", "shell command that lets it go on; run whatever happens")
 	f.BoolVar(&o.NoFreeze, "no-freeze", false, "copy nothing: a standby gets what the service writes to only as long as it is unchanged")
