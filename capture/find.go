@@ -91,7 +91,7 @@ func find(o *Options, root *rootfs.Root) (*service, []string, error) {
 func (s *service) socketHint() string {
 	for _, info := range s.infos {
 		if len(info.Sockets) > 0 {
-			return fmt.Sprintf("; on a host with systemd %s may get its sockets from %s, which is not done here", info.Name, strings.Join(info.Sockets, ", "))
+			return fmt.Sprintf("; systemd can pass %s the sockets of %s, which is not enabled on the source: --unit %s does", info.Name, strings.Join(info.Sockets, ", "), info.Sockets[0])
 		}
 	}
 	return ""

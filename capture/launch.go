@@ -188,7 +188,7 @@ func (in *instance) start(ctx context.Context, u *manifest.Unit) error {
 	var d daemon
 	d.unit = u
 	for _, c := range u.Start {
-		p, err := in.launch(ctx, u, c, main)
+		p, err := in.launch(ctx, u, c, main, u.Sockets)
 		if err != nil {
 			return err
 		}
@@ -223,10 +223,13 @@ func (in *instance) start(ctx context.Context, u *manifest.Unit) error {
 
 // launch starts one command under trace. The trace belongs to the instance,
 // not to ctx, which ends with the start.
-func (in *instance) launch(ctx context.Context, u *manifest.Unit, c manifest.Command, main int) (*sandbox.Process, error) {
+func (in *instance) launch(ctx context.Context, u *manifest.Unit, c manifest.Command, main int, sockets []manifest.Socket) (*sandbox.Process, error) {
 	cmd := sandbox.Command{Argv: slices.Clone(c.Argv), Env: slices.Clone(u.Env), Dir: u.Dir, Umask: u.Umask, Stdout: in.log, Stderr: in.log}
 	if !c.Privileged {
 		cmd.UID, cmd.GID, cmd.Groups = u.User.UID, u.User.GID, u.User.Groups
+	}
+	for _, s := range sockets {
+		cmd.Sockets = append(cmd.Sockets, sandbox.Socket(s))
 	}
 	if u.Kind == manifest.Notify {
 		cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notifySocket)
@@ -262,7 +265,7 @@ func (in *instance) launch(ctx context.Context, u *manifest.Unit, c manifest.Com
 
 // toEnd runs a command that must succeed, unless it may fail.
 func (in *instance) toEnd(ctx context.Context, u *manifest.Unit, c manifest.Command, main int) error {
-	p, err := in.launch(ctx, u, c, main)
+	p, err := in.launch(ctx, u, c, main, nil)
 	if err == nil {
 		err = ended(ctx, c, p)
 	}

@@ -70,6 +70,21 @@ var rules = []rule{
 		take:   mustPatterns("/usr/lib/sasl2", "/usr/lib64/sasl2", "/usr/lib/*/sasl2", "/etc/sasl2"),
 	},
 	{
+		reason: "who may connect to a program with TCP wrappers",
+		when:   mustPatterns("/usr/lib/**/libwrap.so*", "/usr/lib64/**/libwrap.so*"),
+		take:   mustPatterns("/etc/hosts.allow", "/etc/hosts.deny"),
+	},
+	{
+		reason: "realms of a program that authenticates through Kerberos",
+		when:   mustPatterns("/usr/lib/**/libkrb5.so*", "/usr/lib64/**/libkrb5.so*"),
+		take:   mustPatterns("/etc/krb5.conf", "/etc/krb5.conf.d", "/etc/gss"),
+	},
+	{
+		reason: "servers of a program that asks LDAP",
+		when:   mustPatterns("/usr/lib/**/libldap*.so*", "/usr/lib64/**/libldap*.so*"),
+		take:   mustPatterns("/etc/ldap/ldap.conf", "/etc/openldap/ldap.conf"),
+	},
+	{
 		reason: "modules of OpenSSL",
 		when:   mustPatterns("/usr/lib/**/libcrypto.so*", "/usr/lib64/**/libcrypto.so*"),
 		take:   mustPatterns("/usr/lib/*/ossl-modules", "/usr/lib64/ossl-modules", "/usr/lib/*/engines-*", "/usr/lib64/engines-*"),

@@ -247,6 +247,15 @@ func sampleSnapshot() *Snapshot {
 	}
 }
 
+func sampleSockets() []Socket {
+	return []Socket{
+		{Name: "web.socket", Network: "tcp", Address: ":80", Backlog: 4096, NonBlock: true, PassCred: true},
+		{Name: "web.socket", Network: "udp6", Address: "[::1]:443", ReusePort: true},
+		{Name: "control", Network: "unix", Address: "/run/web/control", UID: 33, GID: 34, Mode: 0o660, DirMode: 0o755, FreeBind: true},
+		{Name: "control", Network: "unixgram", Address: "@web"},
+	}
+}
+
 func TestSnapshotRoundTrip(t *testing.T) {
 	want := sampleSnapshot()
 	b, err := want.Encode()
@@ -290,9 +299,13 @@ func TestSnapshotFormats(t *testing.T) {
 	all = append(all, encode("3"))
 	s.Profile[1].Fresh = false
 	encode("3")
+	s.Units[0].Sockets = sampleSockets()
+	all = append(all, encode("4"))
+	s.Order = Digest{}
+	encode("4")
 	// None says what another's bytes mean.
 	for i, b := range all {
-		for _, other := range "123" {
+		for _, other := range "1234" {
 			if other == rune('1'+i) {
 				continue
 			}
@@ -302,13 +315,17 @@ func TestSnapshotFormats(t *testing.T) {
 			}
 		}
 	}
-	all[0][len(snapshotMagic)] = '4'
+	all[0][len(snapshotMagic)] = '5'
 	if _, err := DecodeSnapshot(all[0]); err == nil || !strings.Contains(err.Error(), "format that this version does not know") {
-		t.Errorf("a fourth format: %v", err)
+		t.Errorf("a fifth format: %v", err)
 	}
 }
 
 func TestSnapshotRefuses(t *testing.T) {
+	socket := func(s *Snapshot) *Socket {
+		s.Units[0].Sockets = sampleSockets()
+		return &s.Units[0].Sockets[0]
+	}
 	for name, change := range map[string]func(*Snapshot){
 		"name leads out":     func(s *Snapshot) { s.Service = "../etc" },
 		"no sequence":        func(s *Snapshot) { s.Sequence = 0 },
@@ -322,6 +339,17 @@ func TestSnapshotRefuses(t *testing.T) {
 		"fresh, not written": func(s *Snapshot) { s.Profile[1].Fresh, s.Profile[1].Write = true, false },
 		"fresh with content": func(s *Snapshot) { s.Profile[0].Fresh, s.Profile[0].Write = true, true },
 		"negative length":    func(s *Snapshot) { s.Profile[0].Off, s.Profile[0].Len = 1<<63-1, 1 },
+		"network":            func(s *Snapshot) { socket(s).Network = "netlink" },
+		"no port":            func(s *Snapshot) { socket(s).Address = "127.0.0.1:0" },
+		"no address":         func(s *Snapshot) { socket(s).Address = "localhost:80" },
+		"one interface":      func(s *Snapshot) { socket(s).Address = "[fe80::1%eth0]:80" },
+		"IPv4 for IPv6":      func(s *Snapshot) { *socket(s) = Socket{Name: "x", Network: "tcp6", Address: "127.0.0.1:80"} },
+		"socket leads out":   func(s *Snapshot) { *socket(s) = Socket{Name: "x", Network: "unix", Address: "/run/../../x"} },
+		"socket's path": func(s *Snapshot) {
+			*socket(s) = Socket{Name: "x", Network: "unix", Address: "/" + strings.Repeat("x", 107)}
+		},
+		"socket's name":  func(s *Snapshot) { socket(s).Name = "a:b" },
+		"unnamed socket": func(s *Snapshot) { *socket(s) = Socket{Name: "x", Network: "unix", Address: "@"} },
 	} {
 		s := sampleSnapshot()
 		change(s)
@@ -413,6 +441,9 @@ func FuzzDecodeSnapshot(f *testing.F) {
 	}
 	s.Order = Sum([]byte("order"))
 	b, _ := s.Encode()
+	f.Add(b)
+	s.Units[0].Sockets = sampleSockets()
+	b, _ = s.Encode()
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := DecodeSnapshot(b)

@@ -93,6 +93,7 @@ type Unit struct {
 	Dir      string   // working directory; empty is "/"
 	Umask    uint32
 	Folders  []Folder // made, if missing, before Pre
+	Sockets  []Socket // that Start finds open, in this order
 	Signal   int      // that asks it to stop; 15 is SIGTERM
 	StartMax int64    // nanoseconds until the start has failed
 	StopMax  int64    // nanoseconds until the stop is made with SIGKILL
@@ -132,14 +133,19 @@ const (
 	maxTouches  = 1 << 20
 )
 
-// snapshotMagic begins every encoded snapshot, without its format, 1 to 3, and
+// snapshotMagic begins every encoded snapshot, without its format, 1 to 4, and
 // the end of the line. A snapshot has the second format if a touch of its profile
-// is Fresh, and the third if it has an Order: a reader of those before would not
-// understand it.
+// is Fresh, the third if it has an Order, and the fourth if a unit has Sockets: a
+// reader of those before would not understand it.
 const snapshotMagic = "srvfs snapshot "
 
 // format returns the format that the snapshot is encoded in.
 func (s *Snapshot) format() string {
+	for i := range s.Units {
+		if len(s.Units[i].Sockets) > 0 {
+			return "4\n"
+		}
+	}
 	if !s.Order.IsZero() {
 		return "3\n"
 	}
@@ -198,8 +204,13 @@ func (s *Snapshot) Encode() ([]byte, error) {
 	for _, d := range s.Metadata {
 		w.digest(d)
 	}
-	if !s.Order.IsZero() {
+	if format := s.format(); format >= "3" {
 		w.digest(s.Order)
+		for i := range s.Units {
+			if format >= "4" {
+				encodeSockets(&w, s.Units[i].Sockets)
+			}
+		}
 	}
 	if len(w.b) > MaxSnapshot {
 		return nil, fmt.Errorf("snapshot of %s: %d bytes exceed %d: %w", s.Service, len(w.b), MaxSnapshot, ErrInvalid)
@@ -217,7 +228,7 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	most := uint64(touchWrite)
 	switch magic {
 	case snapshotMagic + "1\n":
-	case snapshotMagic + "2\n", snapshotMagic + "3\n":
+	case snapshotMagic + "2\n", snapshotMagic + "3\n", snapshotMagic + "4\n":
 		most |= touchFresh
 	default:
 		r.fail("not a snapshot, or of a format that this version does not know")
@@ -240,8 +251,13 @@ func DecodeSnapshot(b []byte) (*Snapshot, error) {
 	for i := range s.Metadata {
 		s.Metadata[i] = r.digest()
 	}
-	if magic == snapshotMagic+"3\n" {
+	if magic >= snapshotMagic+"3\n" {
 		s.Order = r.digest()
+		for i := range s.Units {
+			if magic >= snapshotMagic+"4\n" {
+				s.Units[i].Sockets = decodeSockets(&r)
+			}
+		}
 	}
 	if magic != snapshotMagic+s.format() {
 		r.fail("it has a later format than it needs")
@@ -401,6 +417,14 @@ func (u *Unit) validate() error {
 	for _, f := range u.Folders {
 		if !ValidPath(f.Path) || f.Mode&^0o7777 != 0 {
 			return bad("folder %.300q", f.Path)
+		}
+	}
+	if len(u.Sockets) > maxSockets {
+		return bad("%d sockets", len(u.Sockets))
+	}
+	for i := range u.Sockets {
+		if err := u.Sockets[i].validate(); err != nil {
+			return bad("%v", err)
 		}
 	}
 	if len(u.Env) > maxArgs || len(u.Folders) > maxArgs || u.Umask&^0o777 != 0 || u.Signal < 0 || u.Signal > 64 || u.StartMax < 0 || u.StopMax < 0 {

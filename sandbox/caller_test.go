@@ -207,7 +207,7 @@ func TestCallerThreadInNamespace(t *testing.T) {
 		runtime.LockOSThread() // and never unlocked: the thread ends with its network
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		if err == nil {
-			err = raiseLoopback()
+			err = raiseLoopback(nil)
 		}
 		if err == nil {
 			s, err = Start(limit(t), testRoot(t))

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"strings"
@@ -26,6 +27,10 @@ type Config struct {
 	// loopback interface, which is up. Otherwise it shares the network of the
 	// thread that calls Start.
 	NewNet bool
+	// Addresses are those that a network of its own has besides 127.0.0.1 and ::1, on
+	// the loopback interface: a service that is configured for an address of its host
+	// can listen there, and is reached there by Dial.
+	Addresses []netip.Addr
 	// Log receives the helper's own complaints, and its stack if it crashes.
 	// Nil discards them.
 	Log *os.File

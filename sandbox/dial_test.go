@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -84,4 +85,34 @@ func TestSharedNetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
+}
+
+// A service can listen on addresses of its host, and is reached there.
+func TestAddresses(t *testing.T) {
+	c := testRoot(t)
+	c.NewNet = true
+	c.Addresses = []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("2001:db8::7")}
+	s := begin(t, c)
+	for i, a := range c.Addresses {
+		addr := netip.AddrPortFrom(a, 80).String()
+		p, err := s.Run(limit(t), Command{Argv: []string{"/usr/bin/perl", "-e", `open(S, "+<&=", 3); accept(my $c, S) or die`}, Sockets: []Socket{{Name: "x", Network: "tcp", Address: addr}}})
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		d, err := s.Dial(limit(t), "tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Close()
+		if st, err := p.Wait(limit(t)); err != nil || !st.Success() {
+			t.Error(st, err)
+		}
+	}
+	// Each is one address, not a network.
+	if d, err := s.Dial(limit(t), "tcp", "10.1.2.4:80"); err == nil {
+		d.Close()
+		t.Error("a neighbour was reached")
+	} else if !errors.Is(err, unix.ENETUNREACH) {
+		t.Error(err)
+	}
 }

@@ -29,7 +29,8 @@
 // umask and working directory of the command before it executes it. It exists
 // so that the reason why a program can't be executed arrives at the caller of
 // [Sandbox.Run], and so that a tracer can attach before the first instruction
-// of the program (see [Command.Traced]).
+// of the program (see [Command.Traced]). It also opens the sockets that a command
+// is to find open (see [Command.Sockets]): nobody else is where they belong.
 //
 // # What it is not
 //

@@ -62,12 +62,12 @@ func (l *launcher) launch(fds []int) (pid int, err error) {
 
 // execute starts a command without a stage, which costs more than many a command
 // itself. It reports false where only a stage will do: for a tracer, for a
-// filter, to search PATH, and to say what it is that does not work.
+// filter, for sockets, to search PATH, and to say what it is that does not work.
 func (l *launcher) execute(fds []int) (pid int, hello func() error, ok bool) {
 	var c order
 	// Pread, and a file that is never closed here: the stage reads it again.
 	err := gob.NewDecoder(io.NewSectionReader(preader(fds[4]), 0, maxOrder)).Decode(&c)
-	if err != nil || c.Traced || len(c.Seccomp) > 0 || len(c.Argv) == 0 || !strings.Contains(c.Argv[0], "/") || len(fds) != callerFiles+c.Extra {
+	if err != nil || c.Traced || len(c.Seccomp) > 0 || len(c.Sockets) > 0 || len(c.Argv) == 0 || !strings.Contains(c.Argv[0], "/") || len(fds) != callerFiles+c.Extra {
 		return 0, nil, false
 	}
 	attr := &syscall.ProcAttr{Dir: c.Dir, Env: c.Env, Sys: &syscall.SysProcAttr{

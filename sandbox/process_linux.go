@@ -40,6 +40,10 @@ type Command struct {
 	Stdout, Stderr *os.File
 	// Files become the descriptors 3, 4, ...
 	Files []*os.File
+	// Sockets listen before the command is executed and become the descriptors 3,
+	// 4, ..., as sd_listen_fds(3) expects them: LISTEN_FDS, LISTEN_FDNAMES and
+	// LISTEN_PID are added to Env. A command has Files or Sockets, not both.
+	Sockets []Socket
 	// Traced makes the process wait, before it becomes the program, until
 	// Process.Release is called: the time for a tracer to attach to
 	// Process.Pid. Its main thread, the one to attach to, then installs Seccomp
@@ -137,6 +141,9 @@ func (c *Command) validate() error {
 	}
 	if len(c.Files) > maxFiles {
 		return fmt.Errorf("%d files, at most %d can be passed", len(c.Files), maxFiles)
+	}
+	if len(c.Sockets) > maxFiles || len(c.Sockets) > 0 && len(c.Files) > 0 {
+		return fmt.Errorf("%d sockets and %d files, at most %d of one kind can be passed", len(c.Sockets), len(c.Files), maxFiles)
 	}
 	if len(c.Seccomp) > unix.BPF_MAXINSNS {
 		return fmt.Errorf("a seccomp filter of %d instructions, at most %d are allowed", len(c.Seccomp), unix.BPF_MAXINSNS)
@@ -342,6 +349,7 @@ type order struct {
 	Groups    []uint32
 	Umask     uint32
 	Extra     int
+	Sockets   []Socket
 	Traced    bool
 	Seccomp   []unix.SockFilter
 	Listen    bool
@@ -350,7 +358,7 @@ type order struct {
 // order returns the command in a form that the stage can read: a file in
 // memory, because the arguments may be longer than a message.
 func (c *Command) order() (*os.File, error) {
-	o := order{c.Argv, c.Env, c.Dir, c.UID, c.GID, c.Groups, c.Umask, len(c.Files), c.Traced, c.Seccomp, c.Listen}
+	o := order{c.Argv, c.Env, c.Dir, c.UID, c.GID, c.Groups, c.Umask, len(c.Files), c.Sockets, c.Traced, c.Seccomp, c.Listen}
 	var b bytes.Buffer
 	if err := gob.NewEncoder(&b).Encode(o); err != nil {
 		return nil, err

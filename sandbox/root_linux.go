@@ -124,7 +124,7 @@ func (l *layout) prepare() *fault {
 		}
 	}
 	if l.NewNet {
-		if err := raiseLoopback(); err != nil {
+		if err := raiseLoopback(l.Addresses); err != nil {
 			return failure("bring loopback interface up", "", err, "")
 		}
 	}

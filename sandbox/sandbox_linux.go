@@ -106,7 +106,7 @@ func spawn(newNet, anticipate bool) (*Sandbox, error) {
 
 // build has process 1 build the root, and waits for it.
 func (s *Sandbox) build(ctx context.Context, c Config, mounts []brought) (err error) {
-	l := layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet}
+	l := layout{Root: c.Root, Hostname: c.Hostname, Mounts: c.Mounts, NewNet: c.NewNet, Addresses: c.Addresses}
 	var fds []int
 	for _, m := range mounts {
 		l.Brought = append(l.Brought, m.path)

@@ -70,7 +70,10 @@ func becomeCommand() *fault {
 	if err := unix.Chroot("."); err != nil {
 		return failure("enter", "the root", err, "")
 	}
-	if f := arrangeFiles(c.Extra); f != nil {
+	if f := arrangeFiles(c.Extra, len(c.Sockets)); f != nil {
+		return f
+	}
+	if f := passSockets(&c); f != nil {
 		return f
 	}
 	runtime.KeepAlive(file) // its number is used anew; a finalizer must not close that
@@ -112,9 +115,9 @@ func awaitRelease() *fault {
 }
 
 // arrangeFiles moves the command's extra files down to 3, 4, ..., and lets
-// everything else end with this program.
-func arrangeFiles(extra int) *fault {
-	moved, err := unix.FcntlInt(uintptr(stageSaid), unix.F_DUPFD_CLOEXEC, stageFiles+extra)
+// everything else end with this program. Sockets will take the place of such files.
+func arrangeFiles(extra, sockets int) *fault {
+	moved, err := unix.FcntlInt(uintptr(stageSaid), unix.F_DUPFD_CLOEXEC, stageFiles+extra+sockets)
 	if err != nil {
 		return failure("arrange descriptors", "", err, "")
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 
@@ -46,6 +47,7 @@ type layout struct {
 	Root, Hostname string
 	Mounts         []Mount
 	NewNet         bool
+	Addresses      []netip.Addr
 	Brought        []string // where the mounts go that come with the message
 
 	trees []int // these

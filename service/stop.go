@@ -121,7 +121,7 @@ func (i *Instance) stopUnit(ctx context.Context, u *unit) bool {
 		return true
 	}
 	for _, c := range u.Stop {
-		if err := i.run(bounded, u, c); err != nil {
+		if err := i.run(bounded, u, c, nil); err != nil {
 			i.slog.Warn("a stop command failed", "unit", u.Name, "reason", err)
 		}
 	}

@@ -71,12 +71,12 @@ func (i *Instance) startUnit(ctx context.Context, n int) error {
 	i.mu.Unlock()
 	ctx, cancel := context.WithTimeoutCause(ctx, u.startMax(), fmt.Errorf("it did not start within %v", u.startMax()))
 	defer cancel()
-	if err := i.runAll(ctx, u, u.Pre); err != nil {
+	if err := i.runAll(ctx, u, u.Pre, nil); err != nil {
 		return err
 	}
 	start := map[manifest.StartKind]func(context.Context, *unit) error{
 		manifest.Simple: i.startSimple, manifest.Forking: i.startForking, manifest.Notify: i.startNotify,
-		manifest.Oneshot: func(ctx context.Context, u *unit) error { return i.runAll(ctx, u, u.Start) },
+		manifest.Oneshot: func(ctx context.Context, u *unit) error { return i.runAll(ctx, u, u.Start, u.Sockets) },
 	}[u.Kind]
 	if start == nil {
 		return &commandError{unit: u.Name, err: fmt.Errorf("unknown kind of start %q: %w", u.Kind, manifest.ErrInvalid)}
@@ -84,12 +84,12 @@ func (i *Instance) startUnit(ctx context.Context, n int) error {
 	if err := start(ctx, u); err != nil {
 		return err
 	}
-	return i.runAll(ctx, u, u.Post)
+	return i.runAll(ctx, u, u.Post, nil)
 }
 
 // startSimple starts the process that is the service.
 func (i *Instance) startSimple(ctx context.Context, u *unit) error {
-	p, err := i.launch(ctx, u, u.Start[0])
+	p, err := i.launch(ctx, u, u.Start[0], u.Sockets)
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (i *Instance) startNotify(ctx context.Context, u *unit) error {
 	i.mu.Lock()
 	u.notifier = socket
 	i.mu.Unlock()
-	p, err := i.launch(ctx, u, u.Start[0])
+	p, err := i.launch(ctx, u, u.Start[0], u.Sockets)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (i *Instance) startForking(ctx context.Context, u *unit) error {
 		return &commandError{unit: u.Name, err: err}
 	}
 	stale := pidFileInfo(i.dir, u.PIDFile)
-	if err := i.runAll(ctx, u, u.Start); err != nil {
+	if err := i.runAll(ctx, u, u.Start, u.Sockets); err != nil {
 		return err
 	}
 	if u.PIDFile != "" {
@@ -235,10 +235,10 @@ func (i *Instance) orphans() ([]process, error) {
 	return all, nil
 }
 
-// runAll runs commands one after the other, each to its end.
-func (i *Instance) runAll(ctx context.Context, u *unit, commands []manifest.Command) error {
+// runAll runs commands one after the other, each to its end, with the sockets given.
+func (i *Instance) runAll(ctx context.Context, u *unit, commands []manifest.Command, sockets []manifest.Socket) error {
 	for _, c := range commands {
-		if err := i.run(ctx, u, c); err != nil {
+		if err := i.run(ctx, u, c, sockets); err != nil {
 			if !c.MayFail || ctx.Err() != nil {
 				return err
 			}
@@ -249,8 +249,8 @@ func (i *Instance) runAll(ctx context.Context, u *unit, commands []manifest.Comm
 }
 
 // run runs a command to its end. When ctx ends before, it is killed.
-func (i *Instance) run(ctx context.Context, u *unit, c manifest.Command) error {
-	p, err := i.launch(ctx, u, c)
+func (i *Instance) run(ctx context.Context, u *unit, c manifest.Command, sockets []manifest.Socket) error {
+	p, err := i.launch(ctx, u, c, sockets)
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,7 @@ func (i *Instance) run(ctx context.Context, u *unit, c manifest.Command) error {
 }
 
 // launch starts a command of the unit, as whom and where the unit says.
-func (i *Instance) launch(ctx context.Context, u *unit, c manifest.Command) (*sandbox.Process, error) {
+func (i *Instance) launch(ctx context.Context, u *unit, c manifest.Command, sockets []manifest.Socket) (*sandbox.Process, error) {
 	i.mu.Lock()
 	mainPID := ""
 	if u.main != nil {
@@ -282,6 +282,9 @@ func (i *Instance) launch(ctx context.Context, u *unit, c manifest.Command) (*sa
 	sc := sandbox.Command{
 		Argv: expandMainPID(c.Argv, mainPID), Env: environment(u.Unit, i.o.Env, mainPID, socket), Dir: u.Dir, Umask: u.Umask,
 		Stdout: i.log.File, Stderr: i.log.File,
+	}
+	for _, s := range sockets {
+		sc.Sockets = append(sc.Sockets, sandbox.Socket(s))
 	}
 	if !c.Privileged {
 		sc.UID, sc.GID, sc.Groups = u.User.UID, u.User.GID, u.User.Groups

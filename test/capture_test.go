@@ -69,6 +69,9 @@ func TestWhatGoesIn(t *testing.T) {
 	if out := s.on(s.source, "srvd show web --summary"); !strings.Contains(out, "traced") || !strings.Contains(out, "total") {
 		t.Errorf("summary: %s", out)
 	}
+	// A service that listens on an address of its host finds it in the sandbox.
+	s.on(s.source, "printf 'server { listen "+s.source.Addr+":8081; root /var/www/html; }' > /etc/nginx/conf.d/own.conf")
+	s.on(s.source, "srvd capture own -q --unit nginx --probe http://"+s.source.Addr+":8081/")
 }
 
 // A source that is lost while the data comes has given everything else: the service

@@ -1,9 +1,11 @@
 package test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -202,6 +204,16 @@ chmod +x /etc/init.d/oldweb
 		},
 		data: "/opt /srv/static",
 	},
+	{ // systemd opens the sockets of both, and uuidd has no other way
+		name:    "sockets",
+		setup:   "ls /etc/systemd/system/sockets.target.wants/rpcbind.socket /etc/systemd/system/sockets.target.wants/uuidd.socket",
+		capture: "--unit rpcbind --unit uuidd --probe tcp://127.0.0.1:111 --probe 'exec:uuidd --random'",
+		check: func(s *site, addr string) error {
+			return errors.Join(s.nullCall("tcp", addr), s.nullCall("udp", addr), s.inRootUntil("uuidd --random", "-"),
+				s.inRoot("test -S /run/uuidd/request -a -S /run/rpcbind.sock && echo both", "both\n"))
+		},
+		data: "/usr/sbin/rpcbind /usr/sbin/uuidd /lib/systemd/system/uuidd.socket",
+	},
 }
 
 // Each service is captured where it runs, and started three times on a standby
@@ -397,6 +409,34 @@ func (s *site) resolves(network, addr string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", network, err)
+	}
+	return nil
+}
+
+// nullCall asks rpcbind for nothing, which it answers (RFC 5531, RFC 1833).
+func (s *site) nullCall(network, addr string) error {
+	c, err := s.client.Dial(s.ctx, network, addr+":111")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = c.Close() }()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	call := []uint32{0x5eed, 0 /* call */, 2 /* of RPC */, 100000, 2, 0 /* null */, 0, 0, 0, 0}
+	if network == "tcp" {
+		call = slices.Insert(call, 0, 1<<31|40) // the last fragment, and its length
+	}
+	if err := binary.Write(c, binary.BigEndian, call); err != nil {
+		return err
+	}
+	answer := make([]byte, 4*len(call))
+	n, err := c.Read(answer)
+	if err != nil {
+		return fmt.Errorf("%s: %w", network, err)
+	}
+	if got := answer[:n]; !bytes.HasSuffix(got, make([]byte, 16)) || !bytes.Contains(got, []byte{0, 0, 0x5e, 0xed, 0, 0, 0, 1}) {
+		return fmt.Errorf("%s: no successful answer: %x", network, got)
 	}
 	return nil
 }

@@ -41,21 +41,32 @@ type text struct {
 	all     []assignment
 }
 
+// The types of units that are read.
+const (
+	serviceSuffix = ".service"
+	socketSuffix  = ".socket"
+)
+
+// cutSuffix separates a unit's full name from its type.
+func cutSuffix(full string) (base, suffix string) {
+	if base, ok := strings.CutSuffix(full, socketSuffix); ok {
+		return base, socketSuffix
+	}
+	return strings.TrimSuffix(full, serviceSuffix), serviceSuffix
+}
+
 // fullName checks a unit's name and adds ".service".
 func fullName(name string) (string, error) {
 	bad := func(why string) (string, error) {
 		return "", fmt.Errorf("unit %.200q: %s: %w", name, why, manifest.ErrInvalid)
 	}
-	for _, s := range []string{".socket", ".target", ".timer", ".path", ".mount", ".automount", ".swap", ".slice", ".scope", ".device"} {
+	for _, s := range []string{".target", ".timer", ".path", ".mount", ".automount", ".swap", ".slice", ".scope", ".device"} {
 		if strings.HasSuffix(name, s) {
-			return bad("only units of the type .service can be captured")
+			return bad("only a .service, or a .socket that starts one, can be captured")
 		}
 	}
-	full := name
-	if !strings.HasSuffix(full, ".service") {
-		full += ".service"
-	}
-	base := strings.TrimSuffix(full, ".service")
+	base, suffix := cutSuffix(name)
+	full := base + suffix
 	if base == "" || len(full) > 255 || base[0] == '.' || strings.ContainsFunc(full, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune(`:-_.\@`, r)
 	}) || base[0] == '@' {
@@ -66,13 +77,15 @@ func fullName(name string) (string, error) {
 
 // splitName cuts "foo@bar.service" into prefix and instance.
 func splitName(full string) (prefix, instance string, isInstance bool) {
-	return strings.Cut(strings.TrimSuffix(full, ".service"), "@")
+	base, _ := cutSuffix(full)
+	return strings.Cut(base, "@")
 }
 
 // template returns "foo@.service" for "foo@bar.service", else "".
 func template(full string) string {
 	if p, i, ok := splitName(full); ok && i != "" {
-		return p + "@.service"
+		_, suffix := cutSuffix(full)
+		return p + "@" + suffix
 	}
 	return ""
 }
@@ -166,13 +179,14 @@ func (t *text) follow(root *rootfs.Root, p string) (string, error) {
 			return "", t.masked(root, p)
 		}
 		base := path.Base(target)
+		_, suffix := cutSuffix(t.name)
 		if base != t.name && base != template(t.name) && slices.Contains(searchPath, path.Dir(target)) {
 			if bp, bi, ok := splitName(base); ok && bi == "" { // an alias of a template
 				if _, i, ok := splitName(t.name); ok {
-					base = bp + "@" + i + ".service"
+					base = bp + "@" + i + suffix
 				}
 			}
-			if full, err := fullName(base); err == nil && full == base && full != t.name {
+			if full, err := fullName(base); err == nil && full == base && full != t.name && strings.HasSuffix(full, suffix) {
 				return base, nil
 			}
 		}
@@ -197,8 +211,9 @@ func (t *text) dropIns(root *rootfs.Root) []string {
 			}
 		}
 	}
+	_, suffix := cutSuffix(t.name)
 	for _, d := range searchPath {
-		dirs = append(dirs, d+"/service.d")
+		dirs = append(dirs, d+"/"+suffix[1:]+".d")
 	}
 	byName := map[string]string{}
 	var names []string
@@ -234,8 +249,9 @@ func dropInNames(full string) []string {
 		names = append(names, tmpl)
 	}
 	prefix, _, _ := splitName(full)
+	_, suffix := cutSuffix(full)
 	for i := strings.LastIndexByte(prefix, '-'); i > 0; i = strings.LastIndexByte(prefix[:i], '-') {
-		if n := prefix[:i+1] + ".service"; n != full {
+		if n := prefix[:i+1] + suffix; n != full {
 			names = append(names, n)
 		}
 	}

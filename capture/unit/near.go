@@ -13,7 +13,8 @@ import (
 // names that may have been meant.
 func notFound(root *rootfs.Root, full string) error {
 	hint := ""
-	if near := nearest(strings.TrimSuffix(full, ".service"), known(root)); len(near) > 0 {
+	base, _ := cutSuffix(full)
+	if near := nearest(base, known(root)); len(near) > 0 {
 		hint = "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return fmt.Errorf("unit %s in %s: %w%s", full, root, manifest.ErrNotFound, hint)

@@ -213,23 +213,6 @@ func (t *translator) environmentFile(a assignment) error {
 	return nil
 }
 
-// findSockets names the socket units that would start this service.
-func (t *translator) findSockets() {
-	own := strings.TrimSuffix(t.text.name, ".service") + ".socket"
-	if lookupFile(t, own) {
-		t.info.Sockets = append(t.info.Sockets, own)
-	}
-	words, err := t.words("Sockets")
-	if err != nil {
-		return
-	}
-	for _, a := range words {
-		if !slices.Contains(t.info.Sockets, a.value) {
-			t.info.Sockets = append(t.info.Sockets, a.value)
-		}
-	}
-}
-
 func lookupFile(t *translator, name string) bool {
 	return slices.ContainsFunc(searchPath, func(d string) bool {
 		info, err := t.root.Stat(d + "/" + name)

@@ -22,6 +22,9 @@ type translator struct {
 	user account
 	env  environment
 
+	socket string   // the socket unit that the service was named by, if it was
+	wanted []string // socket units that the service itself requires or wants
+
 	last  map[string]assignment   // of keys that have one value
 	lists map[string][]assignment // of keys that add up, until an empty one clears them
 }
@@ -35,7 +38,7 @@ var kept = map[string]bool{
 	"ExecStartPre": true, "ExecStart": true, "ExecStartPost": true, "ExecStop": true, "ExecSearchPath": true,
 	"SupplementaryGroups": true, "Environment": true, "EnvironmentFile": true, "UnsetEnvironment": true,
 	"RuntimeDirectory": true, "StateDirectory": true, "CacheDirectory": true, "LogsDirectory": true, "ConfigurationDirectory": true,
-	"Sockets": true,
+	"Sockets": true, "NonBlocking": false,
 }
 
 // idle are keys without a meaning for a start elsewhere.
@@ -64,13 +67,12 @@ func (t *translator) translate() (*manifest.Unit, error) {
 		return nil, err
 	}
 	u := &manifest.Unit{Name: t.text.name, Umask: 0o022, Signal: int(unix.SIGTERM), StopMax: defaultTimeout}
-	for _, step := range []func(*manifest.Unit) error{t.setKind, t.setUser, t.setFolders, t.setPlaces, t.setEnvironment, t.setCommands, t.setStop} {
+	for _, step := range []func(*manifest.Unit) error{t.setKind, t.setUser, t.setFolders, t.setPlaces, t.setEnvironment, t.setCommands, t.setStop, t.setSockets} {
 		if err := step(u); err != nil {
 			return nil, err
 		}
 	}
 	u.Env = t.env.list()
-	t.findSockets()
 	t.findInstances(u)
 	return u, nil
 }
@@ -106,9 +108,12 @@ func (t *translator) unitSection(a assignment) {
 	case a.value == "":
 	case strings.HasPrefix(a.key, "Condition"), strings.HasPrefix(a.key, "Assert"):
 		t.ignore(a, "not checked")
-	case a.key == "Requires" || a.key == "BindsTo" || a.key == "Requisite":
+	case a.key == "Requires" || a.key == "BindsTo" || a.key == "Requisite" || a.key == "Wants":
 		for w := range strings.FieldsSeq(a.value) {
-			if strings.HasSuffix(w, ".service") {
+			switch {
+			case strings.HasSuffix(w, socketSuffix):
+				t.wanted = append(t.wanted, t.spec.expand(w))
+			case strings.HasSuffix(w, serviceSuffix) && a.key != "Wants":
 				t.ignore(assignment{key: a.key, value: w}, "other units are not started")
 			}
 		}

@@ -47,7 +47,8 @@ func (p *specifiers) value(c byte) (string, bool) {
 	case 'n':
 		return p.name, true
 	case 'N':
-		return strings.TrimSuffix(p.name, ".service"), true
+		base, _ := cutSuffix(p.name)
+		return base, true
 	case 'p':
 		return prefix, true
 	case 'P':

@@ -24,7 +24,8 @@ type Info struct {
 	// Ignored lists what the unit asks for and a manifest.Unit can't carry, as
 	// "Directive=value" or "Directive=value: why", in the order of the files.
 	Ignored []string
-	// Sockets are the names of socket units that would start this service.
+	// Sockets are the names of the socket units that would start this service, if
+	// they are not in use on the source; those that are gave the unit its Sockets.
 	Sockets []string
 	// Folders are the paths of StateDirectory=, CacheDirectory=,
 	// LogsDirectory= and ConfigurationDirectory=: data of the service.
@@ -46,13 +47,18 @@ const (
 var defaultPath = []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"}
 
 // FromUnit reads the systemd unit called name ("nginx", "nginx.service",
-// "postgresql@15-main"). If there is no such unit, a SysV script of that name is
+// "postgresql@15-main"). A socket unit ("uuidd.socket") stands for the service that
+// it starts, with its sockets. If there is no such unit, a SysV script of that name is
 // taken (see FromInit). If there is none either, the error wraps
 // manifest.ErrNotFound and names units with similar names; a unit that can't be
 // understood, is masked, or is a template without instance, gives
 // manifest.ErrInvalid with file and line.
 func FromUnit(root *rootfs.Root, name string) (*manifest.Unit, Info, error) {
 	full, err := fullName(name)
+	if err != nil {
+		return nil, Info{}, err
+	}
+	socket, full, err := socketOf(root, full)
 	if err != nil {
 		return nil, Info{}, err
 	}
@@ -66,7 +72,7 @@ func FromUnit(root *rootfs.Root, name string) (*manifest.Unit, Info, error) {
 	if err != nil {
 		return nil, Info{}, err
 	}
-	t := &translator{root: root, text: text, info: Info{Name: text.name, Files: text.files}}
+	t := &translator{root: root, text: text, info: Info{Name: text.name, Files: text.files}, socket: socket}
 	u, err := t.translate()
 	if err != nil {
 		return nil, Info{}, err

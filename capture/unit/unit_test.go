@@ -282,7 +282,7 @@ func TestFindingUnits(t *testing.T) {
 	}{
 		"nginz": {manifest.ErrNotFound, "did you mean nginx?"}, "xyzzy": {manifest.ErrNotFound, "unit xyzzy.service in " + root.Path() + ": not found"}, "dangling": {manifest.ErrNotFound, ""},
 		"oldaemon": {manifest.ErrNotFound, "did you mean olddaemon?"}, "masked": {manifest.ErrInvalid, "masked by"}, "empty": {manifest.ErrInvalid, "masked by"}, "tmpl@": {manifest.ErrInvalid, "name an instance"},
-		"web.socket": {manifest.ErrInvalid, "only units of the type .service"}, "../x": {manifest.ErrInvalid, ""}, "": {manifest.ErrInvalid, ""}, "@x": {manifest.ErrInvalid, ""}, "loop": {manifest.ErrInvalid, ""}, "nothing": {manifest.ErrInvalid, "has no ExecStart="},
+		"web.socket": {manifest.ErrNotFound, "unit web.socket in"}, "web.timer": {manifest.ErrInvalid, "only a .service, or a .socket"}, "../x": {manifest.ErrInvalid, ""}, "": {manifest.ErrInvalid, ""}, "@x": {manifest.ErrInvalid, ""}, "loop": {manifest.ErrInvalid, ""}, "nothing": {manifest.ErrInvalid, "has no ExecStart="},
 	} {
 		if _, _, err := FromUnit(root, name); !errors.Is(err, want.err) || !strings.Contains(err.Error(), want.text) {
 			t.Errorf("%q: %v, want %v with %q", name, err, want.err, want.text)

@@ -104,7 +104,7 @@ are not read again.
 	}
 	f := c.Flags()
 	f.SortFlags = false
-	f.StringArrayVar(&o.Units, "unit", nil, "systemd unit of the service; repeat it if several belong together")
+	f.StringArrayVar(&o.Units, "unit", nil, "systemd unit of the service, or the socket unit that starts it; repeat it if several belong together")
 	f.StringVar(&o.Init, "init", "", "SysV script that starts it: a path, or a name in /etc/init.d")
 	f.StringVar(&command, "exec", "", "command line that starts it; quotes and backslashes as in a shell, no variables")
 	f.IntVar(&o.PID, "pid", 0, "main process of a running instance: its unit, or the command line, user and environment that it was started with")

@@ -201,6 +201,11 @@ func printEntries(out io.Writer, s *manifest.Snapshot, rows []entryRow, sums []c
 	for _, t := range sums {
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s in %s\n", t.Class, cli.Bytes(t.Bytes), cli.Count(t.Entries, "entry"), cli.Count(t.Files, "file"))
 	}
+	for _, u := range s.Units {
+		for _, l := range u.Sockets {
+			_, _ = fmt.Fprintf(w, "socket\t%s\t%s, open before %s starts\n", l.Network, quote(l.Address), u.Name)
+		}
+	}
 	_, _ = fmt.Fprintf(w, "total\t%s\t%s in %s; snapshot %d of %s\n", cli.Bytes(s.Totals.Bytes), cli.Count(s.Totals.Entries, "entry"), cli.Count(s.Totals.Files, "file"), s.Sequence, time.Unix(0, s.Created).Format(time.DateTime))
 	return w.Flush()
 }

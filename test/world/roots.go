@@ -46,6 +46,7 @@ var services = map[string][]string{
 	"mariadb": {"mariadb-server"},
 	"sysv":    {"busybox", "sysvinit-utils", "lsb-base"},
 	"static":  {},
+	"sockets": {"rpcbind", "uuid-runtime"},
 	"rpm":     {"nginx", "openssl", "bind9", "postfix"},
 }
 
