@@ -537,9 +537,6 @@ func (c *capturing) publish(ctx context.Context) (string, error) {
 	if snap.Order, err = c.tree.order(); err != nil {
 		return "", err
 	}
-	if err := c.markModified(ctx); err != nil {
-		return "", err
-	}
 	index, err := c.tree.index(c.Root)
 	if err != nil {
 		return "", err

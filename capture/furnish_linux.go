@@ -18,7 +18,7 @@ import (
 )
 
 // furnish adds what a service finds in every root, and starts the sandbox.
-func (s *stage) furnish(ctx context.Context, c stageConfig, base, root string) (err error) {
+func (s *stage) furnish(ctx context.Context, c stageConfig, helper *sandbox.Helper, base, root string) (err error) {
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: root, Err: err}
@@ -64,10 +64,12 @@ func (s *stage) furnish(ctx context.Context, c stageConfig, base, root string) (
 	if err := os.Chmod(base+"/run"+strings.TrimPrefix(notifySocket, "/run"), 0o777); err != nil {
 		return err
 	}
+	if err := helper.Bring(root); err != nil {
+		return err
+	}
 	host, _ := os.Hostname()
 	s.sb, err = sandbox.Start(ctx, sandbox.Config{
-		Anticipate: true, // all commands are traced
-
+		Helper: helper, Anticipate: true, // all commands are traced
 		Root: root, Hostname: host, NewNet: true, Addresses: hostAddresses(), Log: c.log,
 		Mounts: append([]sandbox.Mount{sandbox.ProcMount()}, sandbox.DevMounts()...),
 	})

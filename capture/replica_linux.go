@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -82,7 +83,10 @@ func (r *replica) one(ctx context.Context, e *manifest.Entry, p, at string) erro
 	case manifest.Symlink:
 		err = os.Symlink(e.Target, at)
 	case manifest.File:
-		err = r.file(ctx, e, p, at)
+		if err := r.file(ctx, e, p, at); err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		return nil
 	case manifest.CharDevice:
 		err = unix.Mknod(at, unix.S_IFCHR|0o600, int(e.Rdev))
 	case manifest.BlockDevice:
@@ -109,6 +113,14 @@ func (r *replica) file(ctx context.Context, e *manifest.Entry, p, at string) err
 	}
 	f := os.NewFile(uintptr(fd), at)
 	defer func() { _ = f.Close() }()
+	if err := r.fillFile(ctx, e, p, f); err != nil {
+		return err
+	}
+	return dressFile(e, f)
+}
+
+// fillFile gives the file f its content, or what leads the kernel to it.
+func (r *replica) fillFile(ctx context.Context, e *manifest.Entry, p string, f *os.File) error {
 	if e.Size == 0 {
 		return nil
 	}
@@ -135,11 +147,38 @@ func (r *replica) file(ctx context.Context, e *manifest.Entry, p, at string) err
 	if name, ok := r.copyOf(p); ok {
 		redirect = "/" + name
 	}
+	fd := int(f.Fd())
 	if err := unix.Fsetxattr(fd, xattrMetacopy, nil, 0); err != nil {
-		return &os.PathError{Op: "setxattr " + xattrMetacopy, Path: at, Err: err}
+		return &os.PathError{Op: "setxattr " + xattrMetacopy, Path: f.Name(), Err: err}
 	}
 	if err := unix.Fsetxattr(fd, xattrRedirect, []byte(redirect), 0); err != nil {
-		return &os.PathError{Op: "setxattr " + xattrRedirect, Path: at, Err: err}
+		return &os.PathError{Op: "setxattr " + xattrRedirect, Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// dressFile is dress for an open file: a tree has thousands, and each path that is
+// walked again costs. What was just made here is root's.
+func dressFile(e *manifest.Entry, f *os.File) error {
+	fd := int(f.Fd())
+	if e.UID != 0 || e.GID != 0 {
+		if err := f.Chown(int(e.UID), int(e.GID)); err != nil {
+			return err
+		}
+	}
+	for _, x := range e.Xattrs {
+		if err := unix.Fsetxattr(fd, x.Name, []byte(x.Value), 0); err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) {
+			return &os.PathError{Op: "setxattr " + x.Name, Path: f.Name(), Err: err}
+		}
+	}
+	if err := unix.Fchmod(fd, e.Mode); err != nil {
+		return &os.PathError{Op: "chmod", Path: f.Name(), Err: err}
+	}
+	t := unix.Timespec{Sec: e.Mtime.Sec, Nsec: int64(e.Mtime.Nsec)}
+	times := [2]unix.Timespec{t, t}
+	// futimens(3): utimensat(2) of the descriptor itself.
+	if _, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&times)), 0, 0, 0); errno != 0 {
+		return &os.PathError{Op: "utimensat", Path: f.Name(), Err: errno}
 	}
 	return nil
 }

@@ -163,10 +163,15 @@ func (s *stage) set(ctx context.Context, c stageConfig) error {
 			return fmt.Errorf("look at %s: move_mount: %w", c.frozen, err)
 		}
 	}
+	helper, err := sandbox.Prepare(true, true) // it comes to life while the root is built
+	if err != nil {
+		return err
+	}
+	defer helper.Close()
 	if err := s.mountLayers(c, base, root, trees); err != nil {
 		return err
 	}
-	return s.furnish(ctx, c, base, root)
+	return s.furnish(ctx, c, helper, base, root)
 }
 
 func coverFolder(scratch int64) (string, error) {

@@ -35,7 +35,20 @@ func (c *capturing) verify(ctx context.Context, round int) ([]string, error) {
 			return slices.ContainsFunc(c.leftOut(accesses), func(p string) bool { return c.closure.allowed(p, ClassTraced) && !matchAny(logs, p) })
 		}
 	}
-	out := in.run(ctx)
+	// While the service is being stopped there is time for what the snapshot wants
+	// when this was enough.
+	answered, done := make(chan struct{}), make(chan outcome, 1)
+	in.answered = func(outcome) { close(answered) }
+	go func() { done <- in.run(ctx) }()
+	var out outcome
+	select {
+	case <-answered:
+		marked := c.markModified(ctx)
+		if out = <-done; marked != nil {
+			return nil, marked
+		}
+	case out = <-done:
+	}
 	accesses, failed := out.accesses, out.err
 	if err := ctx.Err(); err != nil {
 		return nil, err

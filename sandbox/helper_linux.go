@@ -16,6 +16,7 @@ import (
 // It has the mounts of the moment when it was prepared. One that the sandbox's
 // root is made from and that was mounted since has to be brought to it.
 type Helper struct {
+	newNet bool
 	mu     sync.Mutex
 	s      *Sandbox
 	mounts []brought
@@ -27,23 +28,23 @@ type brought struct {
 	tree *os.File
 }
 
-// Prepare starts a Helper, for a sandbox that shares the caller's network. The
-// caller closes it.
-func Prepare() (*Helper, error) {
-	s, err := spawn(false, false)
+// Prepare starts a Helper for a sandbox of which NewNet and Anticipate are known
+// (see [Config]). The caller closes it.
+func Prepare(newNet, anticipate bool) (*Helper, error) {
+	s, err := spawn(newNet, anticipate)
 	if err != nil {
 		return nil, err
 	}
-	return &Helper{s: s}, nil
+	return &Helper{newNet: newNet, s: s}, nil
 }
 
-// Bring lets the sandbox see the mount at path, an absolute path, which was made
-// after the Helper was. It may be called on nil.
+// Bring lets the sandbox see the mount at path, an absolute path, and all mounts
+// below it, which were made after the Helper was. It may be called on nil.
 func (h *Helper) Bring(path string) error {
 	if h == nil {
 		return nil
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		return fmt.Errorf("bring mount %s to a sandbox: %w", path, err)
 	}
@@ -56,7 +57,7 @@ func (h *Helper) Bring(path string) error {
 // take returns the process if it is of use, and what was brought to it, which is
 // then the caller's to close; it may be called on nil.
 func (h *Helper) take(newNet bool) (*Sandbox, []brought) {
-	if h == nil || newNet {
+	if h == nil || newNet != h.newNet {
 		return nil, nil
 	}
 	h.mu.Lock()

@@ -11,7 +11,7 @@ import (
 // TestHelper: a process that was prepared becomes process 1, once, and sees what
 // was mounted since if that is brought to it.
 func TestHelper(t *testing.T) {
-	h, err := Prepare()
+	h, err := Prepare(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,7 @@ func TestHelper(t *testing.T) {
 // TestHelperUnused: one that is not needed, or that something has ended, costs
 // nobody anything.
 func TestHelperUnused(t *testing.T) {
-	h, err := Prepare()
+	h, err := Prepare(false, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestHelperUnused(t *testing.T) {
 	}
 	h.Close()
 
-	if h, err = Prepare(); err != nil {
+	if h, err = Prepare(false, false); err != nil {
 		t.Fatal(err)
 	}
 	defer h.Close()

@@ -46,7 +46,9 @@ func TestWrongInputOnTheSource(t *testing.T) {
 		{9, "which exist on the source and were left out: /etc/nginx/mime.types", "srvd capture x --unit nginx --probe http://127.0.0.1/ --exclude /etc/nginx/mime.types"},
 		{2, "512M or 8G", "srvd capture x --unit nginx --scratch lots"},
 		{9, "of which it may take 4.2 MB, and that is full", "srvd capture x --exec '/bin/sh -c \"cat /usr/sbin/nginx /usr/sbin/nginx /usr/sbin/nginx /usr/sbin/nginx > /var/lib/big; exec sleep 100\"' --scratch 4M --timeout 5s --probe tcp://127.0.0.1:99"},
-		{9, "may get its sockets from lazy.socket", `cd /etc/systemd/system; printf '[Socket]\nListenStream=99\n' > lazy.socket; printf '[Service]\nExecStart=/bin/sh -c "test -n $LISTEN_FDS"\n' > lazy.service; srvd capture x --unit lazy --timeout 2s --probe tcp://127.0.0.1:99`},
+		{1, "it starts a process of each@.service for each connection", `cd /etc/systemd/system; printf '[Socket]\nListenStream=98\nAccept=yes\n' > each.socket; srvd capture x --unit each.socket`},
+		{1, "shut.socket:2: ListenStream=: \"nowhere\": neither a port", `cd /etc/systemd/system; printf '[Socket]\nListenStream=nowhere\n' > shut.socket; printf '[Service]\nExecStart=/bin/true\n' > shut.service; srvd capture x --unit shut.socket`},
+		{9, "systemd can pass lazy.service the sockets of lazy.socket", `cd /etc/systemd/system; printf '[Socket]\nListenStream=99\n' > lazy.socket; printf '[Service]\nExecStart=/bin/sh -c "test -n $LISTEN_FDS"\n' > lazy.service; srvd capture x --unit lazy --timeout 2s --probe tcp://127.0.0.1:99`},
 		{2, "--thaw", "srvd capture x --unit nginx --thaw true"},
 	} {
 		s.fails(s.source, c.code, c.text, c.line)

@@ -191,7 +191,7 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, out control.Stream) (_ any, err error) {
 	begin := time.Now()
 	fetched := d.store.Stats().FetchedBytes
-	helper, err := sandbox.Prepare() // it starts while the snapshot is on its way
+	helper, err := sandbox.Prepare(false, false) // it starts while the snapshot is on its way
 	if err != nil {
 		return nil, err
 	}
