@@ -62,7 +62,7 @@ func entriesOf(t *testing.T, o Options) map[string]Entry {
 	t.Helper()
 	lib := must(OpenLibrary(o.StateDir))(t)
 	all := map[string]Entry{}
-	for e, err := range lib.Entries(o.Name) {
+	for e, err := range lib.Entries(manifest.Ref{Service: o.Name}) {
 		check(t, err)
 		all[e.Path] = e
 	}

@@ -457,8 +457,8 @@ func (l *Library) adopt(from string, digests []manifest.Digest) error {
 	return syncDir(dir)
 }
 
-// sweepFrozen removes the copies that no kept snapshot has, and what a crash left
-// of a capture. The caller holds the lock.
+// sweepFrozen removes the copies that none of the last snapshots has, and what a crash
+// left of a capture. The caller holds the lock.
 func (l *Library) sweepFrozen(kept []Published) error {
 	dir := filepath.Join(l.dir, frozenFolder)
 	entries, err := os.ReadDir(dir)
@@ -469,7 +469,11 @@ func (l *Library) sweepFrozen(kept []Published) error {
 		return err
 	}
 	used := map[string]bool{}
+	count := map[string]int{}
 	for _, p := range kept {
+		if count[p.Service]++; count[p.Service] > KeptFrozen {
+			continue
+		}
 		list, err := l.frozenList(p)
 		if err != nil {
 			return err

@@ -222,7 +222,7 @@ func TestFrozenIsServed(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(b), err)
 	}
 	shown := 0
-	for e, err := range c.library.Entries("db") {
+	for e, err := range c.library.Entries(manifest.Ref{Service: "db"}) {
 		check(t, err)
 		if e.Frozen {
 			shown++
@@ -264,7 +264,7 @@ func TestFrozenIsServed(t *testing.T) {
 		}
 		return all
 	}
-	for range Kept {
+	for range KeptFrozen {
 		publishFrozen(next())
 	}
 	want := []string{filepath.Base(other.frozenFolder()), manifest.Sum([]byte("now")).Hex(), still.Hex()}

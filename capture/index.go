@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
+	"slices"
 
 	"srvfs/manifest"
 	"srvfs/manifest/statcache"
@@ -27,6 +28,13 @@ type Entry struct {
 	Secret   bool            // only in because the service read it: a private key, a password file
 	Modified bool            // a file that is not what its package shipped
 	Frozen   bool            // the library has a copy of the file as of the snapshot's moment
+
+	gone bool // in an index that lies on another: that one's entry is not there
+}
+
+func (e *Entry) equal(o *Entry) bool {
+	return e.Path == o.Path && e.Type == o.Type && e.Size == o.Size && e.Digest == o.Digest && e.Identity == o.Identity &&
+		e.Secret == o.Secret && e.Modified == o.Modified && e.Frozen == o.Frozen && slices.Equal(e.Reasons, o.Reasons)
 }
 
 // Class returns the class under which the entry is shown.
@@ -37,6 +45,8 @@ func (e *Entry) Class() Class { return e.Reasons[0].Class }
 //
 //	magic
 //	root            the folder on the source that is the snapshot's "/"
+//	base            the sequence number of the snapshot that this one lies on: what
+//	                is the same there is not repeated. Only in the second format
 //	reasons         count, then class and text of each; entries refer to them
 //	entries         count, then each, sorted by path:
 //	                  length of the prefix shared with the path before, the rest,
@@ -46,7 +56,10 @@ func (e *Entry) Class() Class { return e.Reasons[0].Class }
 //
 // Numbers are varints. The checksum is there for a damaged disk: digests verify
 // content, but nothing else verifies where it is said to be.
-const indexMagic = "srvfs index 1\n"
+const (
+	indexMagic = "srvfs index 1\n"
+	deltaMagic = "srvfs index 2\n"
+)
 
 const (
 	maxIndex      = 4 << 30
@@ -58,11 +71,13 @@ const (
 	flagSecret = 1 << iota
 	flagModified
 	flagFrozen
+	flagGone // nothing follows: no type, and no reasons
 )
 
 // index is a decoded index; entries are decoded one by one as they are asked for.
 type index struct {
 	root    string
+	base    uint64 // 0: it is whole
 	reasons []Reason
 	count   int
 	body    []byte
@@ -78,7 +93,7 @@ type indexWriter struct {
 }
 
 func (w *indexWriter) add(e *Entry) error {
-	if len(e.Reasons) == 0 {
+	if len(e.Reasons) == 0 && !e.gone {
 		return fmt.Errorf("index: %q has no reason", e.Path)
 	}
 	if w.count > 0 && e.Path <= w.last {
@@ -102,6 +117,9 @@ func (w *indexWriter) add(e *Entry) error {
 	}
 	if e.Frozen {
 		flags |= flagFrozen
+	}
+	if e.gone {
+		flags = flagGone
 	}
 	b = append(b, byte(e.Type), flags)
 	b = binary.AppendUvarint(b, uint64(len(e.Reasons)))
@@ -130,8 +148,13 @@ func (w *indexWriter) add(e *Entry) error {
 	return nil
 }
 
-func (w *indexWriter) finish(root string) []byte {
+// finish returns the encoded index, which lies on that of the snapshot base, or is
+// whole if that is 0.
+func (w *indexWriter) finish(root string, base uint64) []byte {
 	b := appendString([]byte(indexMagic), root)
+	if base != 0 {
+		b = binary.AppendUvarint(appendString([]byte(deltaMagic), root), base)
+	}
 	b = binary.AppendUvarint(b, uint64(len(w.numbers)))
 	b = append(b, w.reasons...)
 	b = binary.AppendUvarint(b, w.count)
@@ -147,7 +170,7 @@ func appendString(b []byte, s string) []byte {
 // decodeIndex reads the head of what indexWriter wrote. The error wraps
 // [manifest.ErrInvalid], or [manifest.ErrCorrupt] when the checksum is wrong.
 func decodeIndex(b []byte) (*index, error) {
-	if len(b) < len(indexMagic)+sha256.Size || len(b) > maxIndex || !bytes.HasPrefix(b, []byte(indexMagic)) {
+	if len(b) < len(indexMagic)+sha256.Size || len(b) > maxIndex {
 		return nil, fmt.Errorf("index of %d bytes: not an index, or of a format that this version does not know: %w", len(b), manifest.ErrInvalid)
 	}
 	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
@@ -158,8 +181,9 @@ func decodeIndex(b []byte) (*index, error) {
 }
 
 func decodeIndexBody(body []byte) (*index, error) {
-	r := indexReader{b: body[len(indexMagic):]}
-	x := &index{root: r.string(manifest.MaxPath)}
+	r := indexReader{b: body}
+	x := &index{}
+	x.root, x.base = r.head()
 	n := r.uint()
 	if n > maxAllReasons || n*2 > uint64(len(r.b)) {
 		r.fail("%d reasons", n)
@@ -187,8 +211,23 @@ func decodeIndexBody(body []byte) (*index, error) {
 	return x, nil
 }
 
-// entries yields the entries in the order of their paths. It ends with an error
-// that wraps [manifest.ErrInvalid] if the index is malformed.
+// head reads what stands before the reasons.
+func (r *indexReader) head() (root string, base uint64) {
+	magic := string(r.take(len(indexMagic)))
+	if magic != indexMagic && magic != deltaMagic {
+		r.fail("not an index, or of a format that this version does not know")
+	}
+	root = r.string(manifest.MaxPath)
+	if magic == deltaMagic {
+		if base = r.uint(); base == 0 {
+			r.fail("it lies on no other")
+		}
+	}
+	return root, base
+}
+
+// entries yields the entries in the order of their paths, of one that lies on
+// another also those that are gone. It ends with an error that wraps [manifest.ErrInvalid] if the index is malformed.
 func (x *index) entries() iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		r := indexReader{b: x.body}
@@ -226,10 +265,14 @@ func (x *index) entry(r *indexReader, path *[]byte, first bool) Entry {
 		r.fail("path %.300q after %.300q", e.Path, before)
 	}
 	e.Type = manifest.Type(r.byte())
+	flags := r.byte()
+	if x.base != 0 && flags == flagGone && e.Type == 0 && r.uint() == 0 {
+		e.gone = true
+		return e
+	}
 	if e.Type < manifest.File || e.Type > manifest.FIFO {
 		r.fail("%v", e.Type)
 	}
-	flags := r.byte()
 	if flags&^(flagSecret|flagModified|flagFrozen) != 0 {
 		r.fail("flags %#x", flags)
 	}

@@ -21,10 +21,10 @@ import (
 // DefaultState is the source's state folder.
 const DefaultState = "/var/lib/srvd"
 
-// Kept is how many snapshots of a service a Library keeps. The older ones are
-// for standbys that still show them: as long as a file has not changed, it can
-// be had from there.
-const Kept = 3
+// KeptFrozen is for how many snapshots of a service a Library keeps the copies of what
+// changes. The others that it keeps (see [manifest.Keep]) are for standbys that still
+// show them, and for looking back: as long as a file has not changed, it can be had.
+const KeptFrozen = 3
 
 // A Library is a folder of published snapshots:
 //
@@ -34,8 +34,12 @@ const Kept = 3
 //	    snapshot                the encoded [manifest.Snapshot]
 //	    meta                    its directory pages and chunk lists
 //	    index                   its entries, with reasons and live identities
+//	                            (of both, what the snapshot that it lies on has not)
 //	    scope                   what may be learned from its standbys
 //	misses/NAME                 what they have looked for in vain
+//
+// A snapshot lies on an earlier one if it has much in common with that, whose folder
+// then stays for as long as it is needed, whether "current" names it or not.
 //
 // A snapshot's folder is complete, and on disk, before "current" names it, and
 // never changes afterwards. So a crash leaves the snapshots that were there, and
@@ -64,14 +68,19 @@ type Published struct {
 	Service  string
 	Sequence uint64
 	Digest   manifest.Digest // of the encoded snapshot
+	Created  int64           // nanoseconds since 1970; 0 of one that an early version published
 }
 
 // currentName is the file that says which snapshots there are.
 const currentName = "current"
 
-const currentMagic = "srvd current 1"
+// currentMagic is its first line. The first format had no times.
+const (
+	currentMagic      = "srvd current 2"
+	currentMagicFirst = "srvd current 1"
+)
 
-// maxCurrent bounds the file "current": 80 bytes for each snapshot.
+// maxCurrent bounds the file "current": 100 bytes for each snapshot.
 const maxCurrent = 16 << 20
 
 // List returns the latest snapshot of each service, sorted by name.
@@ -103,13 +112,17 @@ func parseCurrent(b []byte) ([]Published, error) {
 		return nil, fmt.Errorf("current: %d bytes: %w", len(b), manifest.ErrInvalid)
 	}
 	scan := bufio.NewScanner(bytes.NewReader(b))
-	if !scan.Scan() || scan.Text() != currentMagic {
+	if !scan.Scan() || scan.Text() != currentMagic && scan.Text() != currentMagicFirst {
 		return nil, fmt.Errorf("current: not written by this program: %w", manifest.ErrInvalid)
+	}
+	fields := 4
+	if scan.Text() == currentMagicFirst {
+		fields = 3
 	}
 	var all []Published
 	for scan.Scan() {
 		f := strings.Fields(scan.Text())
-		if len(f) != 3 || !manifest.ValidService(f[0]) {
+		if len(f) != fields || !manifest.ValidService(f[0]) {
 			return nil, fmt.Errorf("current: line %.200q: %w", scan.Text(), manifest.ErrInvalid)
 		}
 		seq, err := strconv.ParseUint(f[1], 10, 64)
@@ -120,7 +133,13 @@ func parseCurrent(b []byte) ([]Published, error) {
 		if err != nil {
 			return nil, fmt.Errorf("current: %w", err)
 		}
-		all = append(all, Published{Service: f[0], Sequence: seq, Digest: d})
+		p := Published{Service: f[0], Sequence: seq, Digest: d}
+		if fields == 4 {
+			if p.Created, err = strconv.ParseInt(f[3], 10, 64); err != nil {
+				return nil, fmt.Errorf("current: line %.200q: %w", scan.Text(), manifest.ErrInvalid)
+			}
+		}
+		all = append(all, p)
 	}
 	slices.SortFunc(all, func(a, b Published) int {
 		return cmp.Or(cmp.Compare(a.Service, b.Service), cmp.Compare(b.Sequence, a.Sequence))
@@ -128,36 +147,59 @@ func parseCurrent(b []byte) ([]Published, error) {
 	return all, scan.Err()
 }
 
-// latest returns the latest snapshot of service. The error wraps
-// [manifest.ErrNotFound] if there is none.
-func (l *Library) latest(service string) (Published, error) {
-	all, err := l.List()
+// History returns the snapshots of service that are kept, the latest first. The error
+// wraps [manifest.ErrNotFound] if there are none.
+func (l *Library) History(service string) ([]Published, error) {
+	all, err := l.all()
 	if err != nil {
-		return Published{}, err
+		return nil, err
 	}
-	names := make([]string, 0, len(all))
+	var names []string
+	var found []Published
 	for _, p := range all {
 		if p.Service == service {
-			return p, nil
+			found = append(found, p)
 		}
-		names = append(names, p.Service)
+		if n := len(names); n == 0 || names[n-1] != p.Service {
+			names = append(names, p.Service)
+		}
+	}
+	if len(found) > 0 {
+		return found, nil
 	}
 	have := "there is none; make one with `srvd capture`"
 	if len(names) > 0 {
 		have = "there are " + strings.Join(names, ", ")
 	}
-	return Published{}, fmt.Errorf("service %q in %s: %w: %s", service, l.dir, manifest.ErrNotFound, have)
+	return nil, fmt.Errorf("service %q in %s: %w: %s", service, l.dir, manifest.ErrNotFound, have)
+}
+
+// find returns the snapshot that ref names. The error wraps [manifest.ErrNotFound] if
+// there is none.
+func (l *Library) find(ref manifest.Ref) (Published, error) {
+	all, err := l.History(ref.Service)
+	if err != nil {
+		return Published{}, err
+	}
+	numbers := make([]string, len(all))
+	for i, p := range all {
+		if ref.Names(p.Sequence, p.Created) {
+			return p, nil
+		}
+		numbers[i] = strconv.FormatUint(p.Sequence, 10)
+	}
+	return Published{}, fmt.Errorf("snapshot %s: %w: those that are kept are %s", ref, manifest.ErrNotFound, strings.Join(numbers, ", "))
 }
 
 func (l *Library) folder(p Published) string {
 	return filepath.Join(l.dir, "snapshots", p.Service, strconv.FormatUint(p.Sequence, 10))
 }
 
-// again calls read with the latest snapshot of service, and once more if that
+// again calls read with the snapshot that ref names, and once more if that
 // one was retired in between by a newer.
-func (l *Library) again(service string, read func(Published) error) error {
+func (l *Library) again(ref manifest.Ref, read func(Published) error) error {
 	for {
-		p, err := l.latest(service)
+		p, err := l.find(ref)
 		if err != nil {
 			return err
 		}
@@ -165,18 +207,18 @@ func (l *Library) again(service string, read func(Published) error) error {
 		if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if q, e := l.latest(service); e != nil || q == p {
+		if q, e := l.find(ref); e != nil || q == p {
 			return err
 		}
 	}
 }
 
-// Encoded returns the latest snapshot of service as it was published. The
-// error wraps [manifest.ErrNotFound] if the service is unknown, and
+// Encoded returns a snapshot as it was published. The error wraps
+// [manifest.ErrNotFound] if there is none, and
 // [manifest.ErrCorrupt] if the disk no longer holds what was published.
-func (l *Library) Encoded(service string) ([]byte, error) {
+func (l *Library) Encoded(ref manifest.Ref) ([]byte, error) {
 	var b []byte
-	err := l.again(service, func(p Published) (err error) {
+	err := l.again(ref, func(p Published) (err error) {
 		b, err = l.encoded(p)
 		return err
 	})
@@ -195,22 +237,22 @@ func (l *Library) encoded(p Published) ([]byte, error) {
 	return b, nil
 }
 
-// Snapshot returns the latest snapshot of service, with the errors of Encoded.
-func (l *Library) Snapshot(service string) (*manifest.Snapshot, error) {
-	b, err := l.Encoded(service)
+// Snapshot returns a snapshot, with the errors of Encoded.
+func (l *Library) Snapshot(ref manifest.Ref) (*manifest.Snapshot, error) {
+	b, err := l.Encoded(ref)
 	if err != nil {
 		return nil, err
 	}
 	return manifest.DecodeSnapshot(b)
 }
 
-// Entries yields every path of the service's latest snapshot, the root not
+// Entries yields every path of a snapshot, the root not
 // included, in the byte order of the paths. An error ends it.
-func (l *Library) Entries(service string) iter.Seq2[Entry, error] {
+func (l *Library) Entries(ref manifest.Ref) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		var x *index
-		err := l.again(service, func(p Published) (err error) {
-			x, err = l.index(p)
+		var x *layered
+		err := l.again(ref, func(p Published) (err error) {
+			x, err = l.layers(p)
 			return err
 		})
 		if err != nil {
@@ -225,7 +267,7 @@ func (l *Library) Entries(service string) iter.Seq2[Entry, error] {
 // snapshot.
 func (l *Library) Root(service string) (string, error) {
 	var root string
-	err := l.again(service, func(p Published) error {
+	err := l.again(manifest.Ref{Service: service}, func(p Published) error {
 		x, err := l.index(p)
 		if err == nil {
 			root = x.root
@@ -235,6 +277,7 @@ func (l *Library) Root(service string) (string, error) {
 	return root, err
 }
 
+// index reads what a snapshot itself has.
 func (l *Library) index(p Published) (*index, error) {
 	b, err := os.ReadFile(filepath.Join(l.folder(p), "index"))
 	if err != nil {
@@ -247,17 +290,17 @@ func (l *Library) index(p Published) (*index, error) {
 	return x, nil
 }
 
-// Why returns the reasons for which the path is in the service's latest
-// snapshot, sorted by class. Symlinks in path are not followed. The error wraps
-// [manifest.ErrNotFound] if the service is unknown or the path is not in, and
+// Why returns the reasons for which the path is in a snapshot, sorted by class. Symlinks
+// in path are not followed. The error wraps
+// [manifest.ErrNotFound] if there is no such snapshot or the path is not in, and
 // then says the nearest folder above that is.
-func (l *Library) Why(service, p string) ([]Reason, error) {
+func (l *Library) Why(ref manifest.Ref, p string) ([]Reason, error) {
 	p = path.Clean("/" + p)
 	if p == "/" {
 		return []Reason{{Class: ClassRule, Text: "the root"}}, nil
 	}
 	near := "/"
-	for e, err := range l.Entries(service) {
+	for e, err := range l.Entries(ref) {
 		if err != nil {
 			return nil, err
 		}
@@ -270,9 +313,9 @@ func (l *Library) Why(service, p string) ([]Reason, error) {
 		if strings.HasPrefix(p, e.Path+"/") && len(e.Path) > len(near) {
 			near = e.Path
 			if e.Type == manifest.Symlink {
-				return nil, fmt.Errorf("%s in service %s: %w: %s is a symlink; ask for where it leads", p, service, manifest.ErrNotFound, near)
+				return nil, fmt.Errorf("%s in service %s: %w: %s is a symlink; ask for where it leads", p, ref, manifest.ErrNotFound, near)
 			}
 		}
 	}
-	return nil, fmt.Errorf("%s in service %s: %w: it has no such path below %s; add it with `srvd capture %s --include`", p, service, manifest.ErrNotFound, near, service)
+	return nil, fmt.Errorf("%s in service %s: %w: it has no such path below %s; add it with `srvd capture %s --include`", p, ref, manifest.ErrNotFound, near, ref.Service)
 }

@@ -20,20 +20,20 @@ func TestLibrary(t *testing.T) {
 	if all := must(lib.List())(t); len(all) != 0 {
 		t.Errorf("a new library has %v", all)
 	}
-	_, err := lib.Snapshot("web")
+	_, err := lib.Snapshot(manifest.Ref{Service: "web"})
 	wantErr(t, err, manifest.ErrNotFound, "web", "srvd capture")
-	for i := range Kept + 2 {
+	for i := range manifest.Kept + 2 {
 		write(t, root+"/etc/count", strconv.Itoa(i), 0o644)
 		publish(t, lib, "web", root)
 	}
 	publish(t, lib, "mail", root)
 	all := must(lib.List())(t)
-	if len(all) != 2 || all[0].Service != "mail" || all[1].Sequence != Kept+2 {
+	if len(all) != 2 || all[0].Service != "mail" || all[1].Sequence != manifest.Kept+2 {
 		t.Errorf("list %v", all)
 	}
-	_, err = lib.Snapshot("dns")
+	_, err = lib.Snapshot(manifest.Ref{Service: "dns"})
 	wantErr(t, err, manifest.ErrNotFound, "mail, web")
-	snap := must(lib.Snapshot("web"))(t)
+	snap := must(lib.Snapshot(manifest.Ref{Service: "web"}))(t)
 	if d := must(snap.Digest())(t); d != all[1].Digest {
 		t.Errorf("digest %v, listed as %v", d, all[1].Digest)
 	}
@@ -41,7 +41,7 @@ func TestLibrary(t *testing.T) {
 		t.Errorf("root %s", got)
 	}
 	var paths []string
-	for e, err := range lib.Entries("web") {
+	for e, err := range lib.Entries(manifest.Ref{Service: "web"}) {
 		check(t, err)
 		paths = append(paths, e.Path)
 		if e.Path == "/etc/one" && (e.Digest != manifest.Sum([]byte("one")) || e.Size != 3 || e.Class() != ClassUser) {
@@ -51,15 +51,15 @@ func TestLibrary(t *testing.T) {
 	if want := []string{"/etc", "/etc/count", "/etc/one"}; !slices.Equal(paths, want) {
 		t.Errorf("entries %q, want %q", paths, want)
 	}
-	if why := must(lib.Why("web", "/etc/one/"))(t); len(why) != 1 || why[0] != (Reason{ClassUser, "everything"}) {
+	if why := must(lib.Why(manifest.Ref{Service: "web"}, "/etc/one/"))(t); len(why) != 1 || why[0] != (Reason{ClassUser, "everything"}) {
 		t.Errorf("why %v", why)
 	}
-	_, err = lib.Why("web", "/etc/two/three")
+	_, err = lib.Why(manifest.Ref{Service: "web"}, "/etc/two/three")
 	wantErr(t, err, manifest.ErrNotFound, "below /etc", "--include")
-	_, err = lib.Why("none", "/etc")
+	_, err = lib.Why(manifest.Ref{Service: "none"}, "/etc")
 	wantErr(t, err, manifest.ErrNotFound)
 	kept := must(os.ReadDir(lib.Dir() + "/snapshots/web"))(t)
-	if len(kept) != Kept {
+	if len(kept) != manifest.Kept {
 		t.Errorf("%d snapshots are kept", len(kept))
 	}
 	check(t, lib.Remove("web"))
@@ -82,14 +82,14 @@ func TestLibraryAfterACrash(t *testing.T) {
 	write(t, lib.Dir()+"/snapshots/dead/1/snapshot", "x", 0o600)
 	write(t, lib.Dir()+"/current.new", "srvd curr", 0o600)
 	again := must(OpenLibrary(lib.Dir()))(t)
-	if snap := must(again.Snapshot("web"))(t); snap.Sequence != 1 {
+	if snap := must(again.Snapshot(manifest.Ref{Service: "web"}))(t); snap.Sequence != 1 {
 		t.Errorf("sequence %d", snap.Sequence)
 	}
 	snap, _ := publish(t, again, "web", root)
 	if snap.Sequence != 2 {
 		t.Errorf("sequence %d", snap.Sequence)
 	}
-	if got := must(again.Snapshot("web"))(t); got.Sequence != 2 {
+	if got := must(again.Snapshot(manifest.Ref{Service: "web"}))(t); got.Sequence != 2 {
 		t.Errorf("sequence %d", got.Sequence)
 	}
 	var names []string
@@ -118,9 +118,9 @@ func TestLibraryOnADamagedDisk(t *testing.T) {
 		bad := slices.Clone(good)
 		bad[len(bad)/2] ^= 0x10
 		check(t, os.WriteFile(file, bad, 0o600))
-		_, err := lib.Snapshot("web")
+		_, err := lib.Snapshot(manifest.Ref{Service: "web"})
 		if name == "index" {
-			_, err = lib.Why("web", "/f")
+			_, err = lib.Why(manifest.Ref{Service: "web"}, "/f")
 		}
 		wantErr(t, err, manifest.ErrCorrupt, "capture the service again")
 		check(t, os.WriteFile(file, good, 0o600))
@@ -158,7 +158,7 @@ func TestPublishersDoNotCollide(t *testing.T) {
 		if p.Sequence != each {
 			t.Errorf("%+v", p)
 		}
-		must(lib.Snapshot(p.Service))(t)
+		must(lib.Snapshot(manifest.Ref{Service: p.Service}))(t)
 	}
 }
 
@@ -197,7 +197,7 @@ func sampleIndex(t testing.TB) []byte {
 	} {
 		check(t, w.add(&e))
 	}
-	return w.finish("/srv/root")
+	return w.finish("/srv/root", 0)
 }
 
 func TestIndexRoundTrip(t *testing.T) {
@@ -210,7 +210,7 @@ func TestIndexRoundTrip(t *testing.T) {
 		check(t, err)
 		check(t, w.add(&e))
 	}
-	if string(w.finish(x.root)) != string(sampleIndex(t)) {
+	if string(w.finish(x.root, x.base)) != string(sampleIndex(t)) {
 		t.Error("comes back different")
 	}
 	if err := w.add(&Entry{Path: "/a", Reasons: []Reason{{ClassUser, ""}}}); err == nil {
@@ -226,10 +226,11 @@ func FuzzIndex(f *testing.F) {
 	sample := sampleIndex(f)
 	f.Add(sample[:len(sample)-32])
 	f.Add([]byte(indexMagic))
+	var w indexWriter
+	check(f, w.add(&Entry{Path: "/etc/passwd", gone: true}))
+	delta := w.finish("/", 7)
+	f.Add(delta[:len(delta)-32])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) < len(indexMagic) {
-			return
-		}
 		x, err := decodeIndexBody(b)
 		if err != nil {
 			wantErr(t, err, manifest.ErrInvalid)
@@ -241,7 +242,7 @@ func FuzzIndex(f *testing.F) {
 				wantErr(t, err, manifest.ErrInvalid)
 				return
 			}
-			if !manifest.ValidPath(e.Path) || e.Path <= last || len(e.Reasons) == 0 || e.Size < 0 {
+			if !manifest.ValidPath(e.Path) || e.Path <= last || (len(e.Reasons) == 0) != e.gone || e.Size < 0 || e.gone && x.base == 0 {
 				t.Fatalf("accepts %+v after %q", e, last)
 			}
 			last = e.Path

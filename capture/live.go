@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"srvfs/manifest"
@@ -34,16 +35,24 @@ type Live struct {
 	mu       sync.Mutex
 	stamp    Identity // of the file "current" when editions were listed
 	editions []*liveEdition
+	layers   map[layerKey]*liveEdition // these, and what they lie on
+}
+
+type layerKey struct {
+	service  string
+	sequence uint64
 }
 
 // Live returns the library's content as an origin.
 func (l *Library) Live() *Live { return &Live{lib: l} }
 
-// A liveEdition is one published snapshot, loaded when it is first asked for.
+// A liveEdition is the layer of one published snapshot, loaded when it is first asked
+// for. Of a snapshot that only others lie on, the digest is not known.
 type liveEdition struct {
 	Published
-	dir    string
-	frozen string // the library's folder of copies
+	live *Live
+	dir  string
+	base atomic.Pointer[liveEdition] // set when it is loaded; nil: it is whole
 
 	mu     sync.Mutex
 	loaded bool
@@ -60,6 +69,23 @@ func (l *Live) Fetch(ctx context.Context, d manifest.Digest, off, n int64) (io.R
 // FetchBatch implements [manifest.Batcher].
 func (l *Live) FetchBatch(ctx context.Context, want []manifest.Range, yield func(int, []byte, error) error) error {
 	return l.Restrict(nil).FetchBatch(ctx, want, yield)
+}
+
+// Meta implements [manifest.MetaSource].
+func (l *Live) Meta(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+	want := make([]manifest.Range, len(digests))
+	for i, d := range digests {
+		want[i] = manifest.Range{Digest: d, Len: -1}
+	}
+	out := make([][]byte, len(digests))
+	err := l.FetchBatch(ctx, want, func(i int, data []byte, err error) error {
+		if err == nil && manifest.Sum(data) != digests[i] {
+			err = fmt.Errorf("metadata %v: %w: capture the service again", digests[i], manifest.ErrCorrupt)
+		}
+		out[i] = bytes.Clone(data)
+		return err
+	})
+	return out, err
 }
 
 // Restrict returns an origin that has only what belongs to the services for
@@ -82,12 +108,13 @@ func (l *Live) Belongs(d manifest.Digest, allowed func(service string) bool) boo
 // Close releases the files of the library.
 func (l *Live) Close() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	layers := l.layers
+	l.editions, l.layers, l.stamp = nil, nil, Identity{}
+	l.mu.Unlock()
 	var errs []error
-	for _, e := range l.editions {
+	for _, e := range layers {
 		errs = append(errs, e.close())
 	}
-	l.editions, l.stamp = nil, Identity{}
 	return errors.Join(errs...)
 }
 
@@ -115,18 +142,41 @@ func (l *Live) current() ([]*liveEdition, error) {
 		old[e.Published] = e
 	}
 	editions := make([]*liveEdition, len(all))
+	layers := map[layerKey]*liveEdition{}
 	for i, p := range all {
-		if e, ok := old[p]; ok {
-			editions[i] = e
-			delete(old, p)
-			continue
+		e, ok := old[p]
+		if !ok {
+			e = l.newEdition(p)
 		}
-		editions[i] = &liveEdition{Published: p, dir: l.lib.folder(p), frozen: filepath.Join(l.lib.dir, frozenFolder)}
+		editions[i] = e
+		for ; e != nil; e = e.base.Load() {
+			layers[layerKey{e.Service, e.Sequence}] = e
+		}
 	}
 	// Those that are gone are closed by the finalizer of their file, since a
 	// request may be reading from them now.
-	l.editions, l.stamp = editions, stamp
+	l.editions, l.layers, l.stamp = editions, layers, stamp
 	return editions, nil
+}
+
+func (l *Live) newEdition(p Published) *liveEdition {
+	return &liveEdition{Published: p, live: l, dir: l.lib.folder(p)}
+}
+
+// layer returns what another edition lies on.
+func (l *Live) layer(service string, sequence uint64) *liveEdition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := layerKey{service, sequence}
+	e := l.layers[k]
+	if e == nil {
+		e = l.newEdition(Published{Service: service, Sequence: sequence})
+		if l.layers == nil {
+			l.layers = map[layerKey]*liveEdition{}
+		}
+		l.layers[k] = e
+	}
+	return e
 }
 
 func (e *liveEdition) close() error {
@@ -157,8 +207,40 @@ func (e *liveEdition) load() error {
 	if x, e.err = decodeIndex(b); e.err != nil {
 		return e.err
 	}
-	e.files, e.err = newLiveFiles(x, e.frozen)
+	if x.base >= e.Sequence {
+		e.err = fmt.Errorf("it lies on snapshot %d: %w", x.base, manifest.ErrCorrupt)
+		return e.err
+	}
+	if e.files, e.err = newLiveFiles(x, filepath.Join(e.live.lib.dir, frozenFolder)); e.err == nil && x.base != 0 {
+		e.base.Store(e.live.layer(e.Service, x.base))
+	}
 	return e.err
+}
+
+// find adds where the content d is, as far as the edition has it: what a layer says
+// of a path counts for all below it. It stops at metadata.
+func (e *liveEdition) find(d manifest.Digest, f *found) error {
+	for l := e; l != nil; l = l.base.Load() {
+		if err := l.load(); err != nil {
+			return err
+		}
+		if w, ok := l.meta.find(d); ok {
+			f.meta, f.where = l.meta, w
+			return nil
+		}
+		for _, i := range l.files.find(d) {
+			ref := liveRef{l.files, i}
+			p := l.files.path(&l.files.recs[i])
+			covered := false
+			for above := e; above != l && !covered; above = above.base.Load() {
+				covered = above.files.covers(p)
+			}
+			if !covered && !slices.Contains(f.files, ref) {
+				f.files = append(f.files, ref)
+			}
+		}
+	}
+	return nil
 }
 
 // restricted is a Live as seen by a peer.
@@ -230,19 +312,16 @@ func (s *sight) look(d manifest.Digest, retired bool) (found, error) {
 		if s.latest[i] == retired {
 			continue
 		}
-		if err := e.load(); err != nil {
+		err := e.find(d, &f)
+		if f.meta != nil {
+			return found{meta: f.meta, where: f.where}, nil
+		}
+		if err != nil {
 			// Another process has retired it just now, or its disk is damaged:
 			// others may have the content.
 			if !errors.Is(err, fs.ErrNotExist) {
 				failed = errors.Join(failed, fmt.Errorf("snapshot %d of %s: %w", e.Sequence, e.Service, err))
 			}
-			continue
-		}
-		if w, ok := e.meta.find(d); ok {
-			return found{meta: e.meta, where: w}, nil
-		}
-		for _, i := range e.files.find(d) {
-			f.files = append(f.files, liveRef{e.files, i})
 		}
 	}
 	if failed != nil && len(f.files) == 0 {

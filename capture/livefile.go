@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"io/fs"
 	"math"
@@ -30,6 +31,9 @@ type liveFiles struct {
 	paths  []byte   // one after the other
 	recs   []liveRec
 	devs   []uint64
+	// said are hashes, sorted, of all paths that a layer which lies on another has
+	// something to say of.
+	said []uint64
 
 	mu     sync.Mutex
 	again  map[string]Identity // by path: found unchanged by hash under another identity
@@ -56,6 +60,9 @@ func newLiveFiles(x *index, frozen string) (*liveFiles, error) {
 		if err != nil {
 			return nil, err
 		}
+		if x.base != 0 {
+			f.said = append(f.said, maphash.String(pathSeed, e.Path))
+		}
 		if e.Type != manifest.File || e.Size == 0 {
 			continue
 		}
@@ -79,8 +86,17 @@ func newLiveFiles(x *index, frozen string) (*liveFiles, error) {
 		f.paths = append(f.paths, e.Path...)
 	}
 	f.recs, f.paths = slices.Clip(f.recs), slices.Clip(f.paths)
+	slices.Sort(f.said)
 	slices.SortStableFunc(f.recs, func(a, b liveRec) int { return bytes.Compare(a.digest[:], b.digest[:]) })
 	return f, nil
+}
+
+var pathSeed = maphash.MakeSeed()
+
+// covers reports whether what the layers below say of the path does not count.
+func (f *liveFiles) covers(p string) bool {
+	_, ok := slices.BinarySearch(f.said, maphash.String(pathSeed, p))
+	return ok
 }
 
 // find returns the numbers of the records with digest d.

@@ -85,7 +85,7 @@ func (l *Library) Missed(ctx context.Context, service, standby string, paths []s
 		return nil, fmt.Errorf("report of %d paths: at most %d: %w", len(paths), manifest.MaxMisses, manifest.ErrInvalid)
 	}
 	var j *judge
-	err := l.again(service, func(p Published) error {
+	err := l.again(manifest.Ref{Service: service}, func(p Published) error {
 		x, err := l.index(p)
 		if err != nil {
 			return err
@@ -207,7 +207,7 @@ func (c *capturing) missed(ctx context.Context) error {
 	if err != nil || len(all) == 0 {
 		return err
 	}
-	p, err := c.library.latest(c.Name)
+	p, err := c.library.find(manifest.Ref{Service: c.Name})
 	if errors.Is(err, manifest.ErrNotFound) {
 		return nil // the service was removed
 	}

@@ -67,25 +67,41 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 	if ed.snapshot, err = snap.Encode(); err != nil {
 		return Published{}, err
 	}
-	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot)}
+	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot), Created: snap.Created}
+	if i := slices.IndexFunc(all, func(q Published) bool { return q.Service == p.Service }); i >= 0 {
+		if slim, err := l.slim(all[i], ed); err == nil {
+			ed = slim
+		} // else the earlier ones can't be read, and the new one had better be whole
+	}
 	if err := l.adopt(ed.copies, ed.frozen); err != nil {
 		return Published{}, err
 	}
 	if err := l.write(p, ed); err != nil {
 		return Published{}, err
 	}
-	all = append([]Published{p}, all...)
-	kept := all[:0:0]
-	count := map[string]int{}
-	for _, q := range all {
-		if count[q.Service]++; count[q.Service] <= Kept {
-			kept = append(kept, q)
-		}
-	}
+	kept := retain(append([]Published{p}, all...), time.Now())
 	if err := l.setCurrent(kept); err != nil {
 		return Published{}, err
 	}
 	return p, errors.Join(l.sweep(kept), l.sweepFrozen(kept))
+}
+
+// retain returns what is kept of all snapshots, of which those of a service come
+// latest first.
+func retain(all []Published, now time.Time) []Published {
+	created := map[string][]int64{}
+	for _, p := range all {
+		created[p.Service] = append(created[p.Service], p.Created)
+	}
+	keep := map[string][]bool{}
+	for service, times := range created {
+		keep[service] = manifest.Keep(times, now)
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(p Published) bool {
+		yes := keep[p.Service][0]
+		keep[p.Service] = keep[p.Service][1:]
+		return !yes
+	})
 }
 
 // write makes the folder of p, complete and on disk.
@@ -147,7 +163,7 @@ func (l *Library) setCurrent(all []Published) error {
 			return err
 		}
 		for _, p := range all {
-			if _, err := fmt.Fprintf(w, "%s %d %s\n", p.Service, p.Sequence, p.Digest); err != nil {
+			if _, err := fmt.Fprintf(w, "%s %d %s %d\n", p.Service, p.Sequence, p.Digest, p.Created); err != nil {
 				return err
 			}
 		}
@@ -162,13 +178,22 @@ func (l *Library) setCurrent(all []Published) error {
 	return syncDir(l.dir)
 }
 
-// sweep removes the folders that "current" does not name: retired snapshots,
-// and what a crash left.
+// sweep removes the folders that "current" does not name and that none of those
+// lies on: retired snapshots, and what a crash left. Where it can't be seen what a
+// snapshot lies on, nothing of the service is removed.
 func (l *Library) sweep(kept []Published) error {
 	keep := map[string]bool{}
+	unclear := map[string]bool{}
 	for _, p := range kept {
-		keep[l.folder(p)] = true
 		keep[filepath.Dir(l.folder(p))] = true
+		for p.Sequence != 0 && !keep[l.folder(p)] {
+			keep[l.folder(p)] = true
+			base, err := l.baseOf(p)
+			if err != nil {
+				unclear[filepath.Dir(l.folder(p))] = true
+			}
+			p.Sequence = base
+		}
 	}
 	services, err := os.ReadDir(filepath.Join(l.dir, "snapshots"))
 	if err != nil {
@@ -180,6 +205,9 @@ func (l *Library) sweep(kept []Published) error {
 			if err := os.RemoveAll(dir); err != nil {
 				return err
 			}
+			continue
+		}
+		if unclear[dir] {
 			continue
 		}
 		editions, err := os.ReadDir(dir)
@@ -205,7 +233,7 @@ func (l *Library) Remove(service string) error {
 		return err
 	}
 	defer unlock()
-	if _, err := l.latest(service); err != nil {
+	if _, err := l.History(service); err != nil {
 		return err
 	}
 	all, err := l.all()

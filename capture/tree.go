@@ -169,7 +169,7 @@ func (t *tree) index(root string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	return w.finish(root), nil
+	return w.finish(root, 0), nil
 }
 
 func (n *node) listed() Entry {

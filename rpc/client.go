@@ -158,16 +158,35 @@ func (c *Client) AwaitLost(ctx context.Context) error {
 
 // List returns the services that this host may read.
 func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
+	return c.list(ctx, "list", &srvfspb.ListRequest{})
+}
+
+// History returns the snapshots of a service that the source keeps, the latest first.
+func (c *Client) History(ctx context.Context, service string) ([]ServiceInfo, error) {
+	what := "snapshots of " + service
+	if !manifest.ValidService(service) {
+		return nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
+	}
+	all, err := c.list(ctx, what, &srvfspb.ListRequest{History: service})
+	for _, v := range all {
+		if v.Name != service {
+			return nil, c.wrap(what, fmt.Errorf("it sent one of %s: %w", v.Name, manifest.ErrInvalid))
+		}
+	}
+	return all, err
+}
+
+func (c *Client) list(ctx context.Context, what string, req *srvfspb.ListRequest) ([]ServiceInfo, error) {
 	var resp *srvfspb.ListResponse
-	err := c.unary(ctx, "list", func(ctx context.Context) (err error) {
-		resp, err = c.rpc.List(ctx, &srvfspb.ListRequest{})
+	err := c.unary(ctx, what, func(ctx context.Context) (err error) {
+		resp, err = c.rpc.List(ctx, req)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	if n := len(resp.GetServices()); n > maxServices {
-		return nil, c.wrap("list", fmt.Errorf("%d services: at most %d: %w", n, maxServices, manifest.ErrInvalid))
+		return nil, c.wrap(what, fmt.Errorf("%d services: at most %d: %w", n, maxServices, manifest.ErrInvalid))
 	}
 	out := make([]ServiceInfo, 0, len(resp.GetServices()))
 	for _, v := range resp.GetServices() {
@@ -176,7 +195,7 @@ func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
 			err = fmt.Errorf("service %.80q with sequence number %d: %w", v.GetName(), v.GetSequence(), manifest.ErrInvalid)
 		}
 		if err != nil {
-			return nil, c.wrap("list", err)
+			return nil, c.wrap(what, err)
 		}
 		out = append(out, ServiceInfo{
 			Name: v.GetName(), Sequence: v.GetSequence(), Created: time.Unix(0, v.GetCreated()), Digest: d,

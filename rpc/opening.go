@@ -32,8 +32,8 @@ var _ manifest.Batcher = (*Opening)(nil)
 // 0. Behind it the source sends the metadata that the snapshot's profile leads
 // through: whoever needs that need not wait for another round trip. The caller must
 // call Receive; when ctx ends after Open has returned, that changes nothing.
-func (c *Client) Open(ctx context.Context, service string, sequence uint64) (_ *Opening, err error) {
-	what := "snapshot of " + service
+func (c *Client) Open(ctx context.Context, ref manifest.Ref) (_ *Opening, err error) {
+	what, service := "snapshot of "+ref.String(), ref.Service
 	if !manifest.ValidService(service) {
 		return nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
 	}
@@ -44,7 +44,7 @@ func (c *Client) Open(ctx context.Context, service string, sequence uint64) (_ *
 		}
 	}()
 	err = o.watch.await(func() (err error) {
-		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: sequence})
+		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: ref.Sequence, By: ref.By})
 		return err
 	})
 	var raw []byte
@@ -70,7 +70,7 @@ func (c *Client) Open(ctx context.Context, service string, sequence uint64) (_ *
 	if err != nil {
 		return nil, c.wrap(what, err)
 	}
-	if s.Service != service || sequence != 0 && s.Sequence != sequence {
+	if s.Service != service || !ref.Names(s.Sequence, s.Created) {
 		return nil, c.wrap(what, fmt.Errorf("it sent number %d of %s: %w", s.Sequence, s.Service, manifest.ErrInvalid))
 	}
 	o.Snapshot = s

@@ -60,7 +60,7 @@ func TestMetadataComesWithTheSnapshot(t *testing.T) {
 	w.lib.snapshot["web"] = snapshotOf(t, pages...)
 	c := w.pair(ClientOptions{})
 	ctx, cancel := context.WithCancel(w.ctx())
-	o, err := c.Open(ctx, "web", 0)
+	o, err := c.Open(ctx, manifest.Ref{Service: "web"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestMuchMetadataDoesNotComeWithTheSnapshot(t *testing.T) {
 		w.lib.add("web", p)
 	}
 	w.lib.snapshot["web"] = snapshotOf(t, pages...)
-	o, err := w.pair(ClientOptions{}).Open(w.ctx(), "web", 0)
+	o, err := w.pair(ClientOptions{}).Open(w.ctx(), manifest.Ref{Service: "web", Sequence: 0})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +142,7 @@ func TestHostileMetadata(t *testing.T) {
 		"more snapshot":  {snap, page(pages[0]), {Data: pages[1]}},
 		"first is wrong": {snap, page([]byte("no page of it"))},
 	} {
-		o, err := believe(t, &liar{pieces: pieces}).Open(testContext(t), "web", 7)
+		o, err := believe(t, &liar{pieces: pieces}).Open(testContext(t), manifest.Ref{Service: "web", Sequence: 7})
 		if err == nil {
 			err = o.Receive(testContext(t))
 		} else if name != "first is wrong" {
@@ -165,7 +165,7 @@ func TestHostileMetadata(t *testing.T) {
 func TestMetadataIsWaitedForNoLongerThanItMayCome(t *testing.T) {
 	pages, want := pagesOf(2, 300)
 	l := &liar{pieces: []*srvfspb.Piece{{Data: snapshotOf(t, pages...)}, {Data: pages[0], Metadata: true}}, silent: true}
-	o, err := believe(t, l, ClientOptions{Deadline: time.Second}).Open(testContext(t), "web", 7)
+	o, err := believe(t, l, ClientOptions{Deadline: time.Second}).Open(testContext(t), manifest.Ref{Service: "web", Sequence: 7})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -161,7 +161,7 @@ func (s *Server) Pack(ctx context.Context) error {
 }
 
 func (s *Server) pack(ctx context.Context, of ServiceInfo, old *pack) (*pack, error) {
-	b, err := s.provider.Snapshot(ctx, of.Name, of.Sequence)
+	b, err := s.provider.Snapshot(ctx, manifest.Ref{Service: of.Name, Sequence: of.Sequence})
 	if err != nil {
 		return nil, err
 	}

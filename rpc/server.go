@@ -34,10 +34,12 @@ type ServiceInfo struct {
 type Provider interface {
 	// Services lists the published services.
 	Services(ctx context.Context) ([]ServiceInfo, error)
-	// Snapshot returns the encoded form of a service's snapshot with that
-	// sequence number, or of the newest for 0. The error wraps ErrNotFound if
+	// History lists the snapshots of a service that are kept, the latest first. The
+	// error wraps ErrNotFound if there is none.
+	History(ctx context.Context, service string) ([]ServiceInfo, error)
+	// Snapshot returns the encoded form of a snapshot. The error wraps ErrNotFound if
 	// there is none. The bytes are not changed afterwards.
-	Snapshot(ctx context.Context, service string, sequence uint64) ([]byte, error)
+	Snapshot(ctx context.Context, ref manifest.Ref) ([]byte, error)
 	// Origin returns an origin of the content that belongs to a snapshot of any
 	// service for which allowed is true, and of nothing else: for other content
 	// it answers ErrNotFound. It is made for one call of a peer, and allowed
@@ -187,12 +189,22 @@ func (h handlers) Pair(ctx context.Context, req *srvfspb.PairRequest) (*srvfspb.
 	return &srvfspb.PairResponse{Name: h.srv.opts.Name, Services: p.Services}, nil
 }
 
-func (h handlers) List(ctx context.Context, _ *srvfspb.ListRequest) (*srvfspb.ListResponse, error) {
-	infos, err := h.srv.provider.Services(ctx)
+func (h handlers) List(ctx context.Context, req *srvfspb.ListRequest) (*srvfspb.ListResponse, error) {
+	c := callerOf(ctx)
+	list := h.srv.provider.Services
+	if name := req.GetHistory(); name != "" {
+		if !manifest.ValidService(name) {
+			return nil, fmt.Errorf("service %.80q: not a service name: %w", name, manifest.ErrInvalid)
+		}
+		if !c.may(name) {
+			return nil, fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
+		}
+		list = func(ctx context.Context) ([]ServiceInfo, error) { return h.srv.provider.History(ctx, name) }
+	}
+	infos, err := list(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c := callerOf(ctx)
 	resp := &srvfspb.ListResponse{}
 	for _, v := range infos {
 		if !c.may(v.Name) {
@@ -220,7 +232,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 	if !c.may(name) {
 		return fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
 	}
-	b, err := h.srv.provider.Snapshot(ctx, name, req.GetSequence())
+	b, err := h.srv.provider.Snapshot(ctx, manifest.Ref{Service: name, Sequence: req.GetSequence(), By: req.GetBy()})
 	if err != nil {
 		return err
 	}

@@ -91,7 +91,17 @@ func (l *library) Services(context.Context) ([]ServiceInfo, error) {
 	return out, nil
 }
 
-func (l *library) Snapshot(_ context.Context, service string, sequence uint64) ([]byte, error) {
+func (l *library) History(ctx context.Context, service string) ([]ServiceInfo, error) {
+	all, err := l.Services(ctx)
+	all = slices.DeleteFunc(all, func(v ServiceInfo) bool { return v.Name != service })
+	if err == nil && len(all) == 0 {
+		err = fmt.Errorf("service %s: %w", service, manifest.ErrNotFound)
+	}
+	return all, err
+}
+
+func (l *library) Snapshot(_ context.Context, ref manifest.Ref) ([]byte, error) {
+	service, sequence := ref.Service, ref.Sequence
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b, ok := l.snapshot[service]
@@ -339,7 +349,7 @@ func (w *world) raw(id *Identity, opts ...grpc.DialOption) srvfspb.SrvfsClient {
 
 // snapshot returns a service's snapshot, and its encoded form.
 func snapshot(ctx context.Context, c *Client, service string, sequence uint64) (*manifest.Snapshot, []byte, error) {
-	o, err := c.Open(ctx, service, sequence)
+	o, err := c.Open(ctx, manifest.Ref{Service: service, Sequence: sequence})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"srvfs/manifest"
 )
@@ -56,5 +57,41 @@ func TestCollect(t *testing.T) {
 	}
 	if _, err := s.LoadSnapshot("source", "gone"); !errors.Is(err, manifest.ErrNotFound) {
 		t.Errorf("snapshot that was never stored: %v", err)
+	}
+}
+
+// Of stored snapshots the last ones are kept, and those that are used.
+func TestRetainSnapshots(t *testing.T) {
+	o := newOrigin()
+	s := openStore(t, Options{})
+	now := time.Date(2026, 3, 20, 15, 0, 0, 0, time.Local)
+	for _, service := range []string{"web", "mail"} {
+		for i := range 2 * manifest.Kept {
+			snap := o.tree(map[string][]byte{"/a": random(10, uint64(i))})
+			snap.Service, snap.Sequence, snap.Created = service, uint64(i+1), now.Add(time.Duration(i-40)*24*time.Hour).UnixNano()
+			if err := s.SaveSnapshot("source", snap); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	used := func(r SnapshotRef) bool { return r.Service == "web" && r.Sequence == 3 }
+	for range 2 {
+		if err := s.RetainSnapshots(used, now); err != nil {
+			t.Fatal(err)
+		}
+		count := map[string]int{}
+		refs, err := s.Snapshots()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range refs {
+			count[r.Service]++
+			if r.Sequence <= manifest.Kept && !used(r) {
+				t.Errorf("%s %d is kept", r.Service, r.Sequence)
+			}
+		}
+		if count["web"] != manifest.Kept+1 || count["mail"] != manifest.Kept {
+			t.Errorf("kept %v", count)
+		}
 	}
 }

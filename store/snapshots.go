@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,7 +110,7 @@ func (s *Store) loadSnapshot(source, service string, sequence uint64) (*manifest
 		if sequence != 0 && ref.Sequence != sequence {
 			continue
 		}
-		name := filepath.Join(dir, fmt.Sprintf("%d-%s", ref.Sequence, ref.Digest.Hex()))
+		name := filepath.Join(dir, snapshotName(ref))
 		b, err := os.ReadFile(name)
 		if err == nil && manifest.Sum(b) != ref.Digest {
 			err = manifest.ErrCorrupt
@@ -179,6 +180,50 @@ func sortRefs(refs []SnapshotRef) {
 		return cmp.Or(cmp.Compare(a.Source, b.Source), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Sequence, b.Sequence),
 			cmp.Compare(a.Digest.Hex(), b.Digest.Hex()))
 	})
+}
+
+// RetainSnapshots forgets the stored snapshots that are not kept any more (see
+// [manifest.Keep]), but for those of which used says that they are needed. Their
+// content stays until it is collected.
+func (s *Store) RetainSnapshots(used func(SnapshotRef) bool, now time.Time) error {
+	refs, err := s.Snapshots()
+	if err != nil {
+		return err
+	}
+	for len(refs) > 0 {
+		n := 1
+		for n < len(refs) && refs[n].Source == refs[0].Source && refs[n].Service == refs[0].Service {
+			n++
+		}
+		of := slices.Clone(refs[:n])
+		refs = refs[n:]
+		slices.Reverse(of)
+		created := make([]int64, len(of))
+		for i, ref := range of {
+			snap, err := s.LoadSnapshotAt(ref.Source, ref.Service, ref.Sequence)
+			if err != nil {
+				return err
+			}
+			created[i] = snap.Created
+		}
+		for i, keep := range manifest.Keep(created, now) {
+			if keep || used(of[i]) {
+				continue
+			}
+			dir, err := s.serviceDir(of[i].Source, of[i].Service)
+			if err == nil {
+				err = os.Remove(filepath.Join(dir, snapshotName(of[i])))
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func snapshotName(ref SnapshotRef) string {
+	return fmt.Sprintf("%d-%s", ref.Sequence, ref.Digest.Hex())
 }
 
 // RemoveSnapshots forgets all snapshots of a source's service. Their content

@@ -37,7 +37,7 @@ What came into a snapshot so is taken again by every later capture; --healed lis
 			if err != nil {
 				return err
 			}
-			if _, err := lib.Snapshot(args[0]); err != nil {
+			if _, err := lib.Snapshot(manifest.Ref{Service: args[0]}); err != nil {
 				return err
 			}
 			all, err := lib.Misses(args[0])
@@ -61,7 +61,7 @@ What came into a snapshot so is taken again by every later capture; --healed lis
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
 			_, _ = fmt.Fprintln(w, "VERDICT\tSTANDBY\tWHEN\tPATH")
 			for _, m := range all {
-				_, _ = fmt.Fprintf(w, "%v\t%s\t%s\t%s\n", m.Verdict, quote(m.Standby), m.Time.Local().Format(time.DateTime), quote(m.Path))
+				_, _ = fmt.Fprintf(w, "%v\t%s\t%s\t%s\n", m.Verdict, cli.Quote(m.Standby), m.Time.Local().Format(time.DateTime), cli.Quote(m.Path))
 			}
 			return w.Flush()
 		},

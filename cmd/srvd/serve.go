@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -84,9 +85,24 @@ func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	return p.describe(list)
+}
+
+func (p provider) History(_ context.Context, service string) ([]rpc.ServiceInfo, error) {
+	list, err := p.lib.History(service)
+	if err != nil {
+		return nil, err
+	}
+	return p.describe(list)
+}
+
+func (p provider) describe(list []capture.Published) ([]rpc.ServiceInfo, error) {
 	infos := make([]rpc.ServiceInfo, 0, len(list))
 	for _, pub := range list {
-		s, err := p.lib.Snapshot(pub.Service)
+		s, err := p.lib.Snapshot(manifest.Ref{Service: pub.Service, Sequence: pub.Sequence})
+		if errors.Is(err, manifest.ErrNotFound) {
+			continue // retired since it was listed
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -95,19 +111,8 @@ func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) {
 	return infos, nil
 }
 
-func (p provider) Snapshot(_ context.Context, service string, sequence uint64) ([]byte, error) {
-	b, err := p.lib.Encoded(service)
-	if err != nil || sequence == 0 {
-		return b, err
-	}
-	s, err := manifest.DecodeSnapshot(b)
-	if err != nil {
-		return nil, err
-	}
-	if s.Sequence != sequence {
-		return nil, fmt.Errorf("snapshot %d of %s; the newest is %d: %w", sequence, service, s.Sequence, manifest.ErrNotFound)
-	}
-	return b, nil
+func (p provider) Snapshot(_ context.Context, ref manifest.Ref) ([]byte, error) {
+	return p.lib.Encoded(ref)
 }
 
 func (p provider) Missed(ctx context.Context, service, standby string, paths []string) ([]manifest.Verdict, error) {

@@ -33,23 +33,27 @@ type serviceRow struct {
 func (p *program) listCmd() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "list",
-		Short:   "list the captured services",
-		Long:    "List the services of which there is a snapshot. MISSED counts what standbys have\nlooked for in vain and the next capture will take; see `srvd misses`.\n\n" + cli.Codes,
-		Example: "  srvd list\n  srvd list --json",
-		Args:    cli.Args(0, 0, ""),
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use:     "list [NAME]",
+		Short:   "list the captured services, or the snapshots of one",
+		Long:    "List the services of which there is a snapshot, or with a NAME all snapshots of\nit that are kept: the last ten, and the last one of each day of a week. MISSED counts what standbys have\nlooked for in vain and the next capture will take; see `srvd misses`.\n\n" + cli.Codes,
+		Example: "  srvd list\n  srvd list web\n  srvd list --json",
+		Args:    cli.Args(0, 1, "at most the name of a service"),
+		RunE: func(c *cobra.Command, args []string) error {
 			lib, err := capture.OpenLibrary(p.state)
 			if err != nil {
 				return err
 			}
-			published, err := lib.List()
+			list := lib.List
+			if len(args) > 0 {
+				list = func() ([]capture.Published, error) { return lib.History(args[0]) }
+			}
+			published, err := list()
 			if err != nil {
 				return err
 			}
 			rows := []serviceRow{}
 			for _, pub := range published {
-				s, err := lib.Snapshot(pub.Service)
+				s, err := lib.Snapshot(manifest.Ref{Service: pub.Service, Sequence: pub.Sequence})
 				if err != nil {
 					return err
 				}
@@ -106,9 +110,10 @@ func (p *program) showCmd() *cobra.Command {
 	var asJSON, summary bool
 	var class string
 	c := &cobra.Command{
-		Use:   "show NAME",
+		Use:   "show NAME[@SNAPSHOT]",
 		Short: "list what a snapshot holds: class, size and path",
-		Long: `Show lists the entries of a service's latest snapshot with their class, and totals.
+		Long: `Show lists the entries of a service's latest snapshot with their class, and totals;
+with @12 or @2026-01-31T12:00 those of an earlier one.
 
   user     the administrator named it (--include)
   traced   the service used it while it started and answered its probes
@@ -125,17 +130,18 @@ as it was at the moment of the snapshot as frozen.
 		Example: "  srvd show web\n  srvd show web --class traced\n  srvd show web --summary",
 		Args:    cli.Args(1, 1, "the name of a service"),
 		RunE: func(c *cobra.Command, args []string) error {
-			lib, err := capture.OpenLibrary(p.state)
+			lib, ref, err := p.find(args[0])
 			if err != nil {
 				return err
 			}
-			s, err := lib.Snapshot(args[0])
+			s, err := lib.Snapshot(ref)
 			if err != nil {
 				return err
 			}
+			ref.Sequence = s.Sequence
 			rows := []entryRow{}
 			totals := map[string]*classTotal{}
-			for e, err := range lib.Entries(args[0]) {
+			for e, err := range lib.Entries(ref) {
 				if err != nil {
 					return err
 				}
@@ -203,7 +209,7 @@ func printEntries(out io.Writer, s *manifest.Snapshot, rows []entryRow, sums []c
 	}
 	for _, u := range s.Units {
 		for _, l := range u.Sockets {
-			_, _ = fmt.Fprintf(w, "socket\t%s\t%s, open before %s starts\n", l.Network, quote(l.Address), u.Name)
+			_, _ = fmt.Fprintf(w, "socket\t%s\t%s, open before %s starts\n", l.Network, cli.Quote(l.Address), u.Name)
 		}
 	}
 	_, _ = fmt.Fprintf(w, "total\t%s\t%s in %s; snapshot %d of %s\n", cli.Bytes(s.Totals.Bytes), cli.Count(s.Totals.Entries, "entry"), cli.Count(s.Totals.Files, "file"), s.Sequence, time.Unix(0, s.Created).Format(time.DateTime))
@@ -218,7 +224,7 @@ func printEntry(w io.Writer, r entryRow) {
 	} else if r.Frozen {
 		mark = "frozen"
 	}
-	_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Class, size(r), mark, quote(r.Path))
+	_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Class, size(r), mark, cli.Quote(r.Path))
 }
 
 func size(r entryRow) string {
@@ -228,30 +234,20 @@ func size(r entryRow) string {
 	return r.Type
 }
 
-// quote makes names with control characters, or bytes that are no UTF-8, safe
-// to print; all others stay as they are.
-func quote(path string) string {
-	q := fmt.Sprintf("%+q", path)
-	if plain := fmt.Sprintf("%q", path); plain[1:len(plain)-1] == path {
-		return path
-	}
-	return q
-}
-
 func (p *program) whyCmd() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "why NAME PATH",
+		Use:     "why NAME[@SNAPSHOT] PATH",
 		Short:   "say why a path is in a snapshot",
-		Long:    "Why says which rules brought a path into a service's latest snapshot.\n\n" + cli.Codes,
+		Long:    "Why says which rules brought a path into a service's latest snapshot, or into an\nearlier one.\n\n" + cli.Codes,
 		Example: "  srvd why web /etc/nginx/mime.types",
 		Args:    cli.Args(2, 2, "the name of a service and a path"),
 		RunE: func(c *cobra.Command, args []string) error {
-			lib, err := capture.OpenLibrary(p.state)
+			lib, ref, err := p.find(args[0])
 			if err != nil {
 				return err
 			}
-			reasons, err := lib.Why(args[0], args[1])
+			reasons, err := lib.Why(ref, args[1])
 			if err != nil {
 				return err
 			}

@@ -19,10 +19,10 @@ const helperName = "mount.fuse.srvfs"
 
 func (p *program) mountCmd() *cobra.Command {
 	return &cobra.Command{
-		Use:   "mount HOST[:PORT]/SERVICE MOUNTPOINT",
+		Use:   "mount HOST[:PORT]/SERVICE[@SNAPSHOT] MOUNTPOINT",
 		Short: "mount a service's snapshot as a read-only view",
-		Long: `Mount shows the newest snapshot of a service at an empty folder, and returns when
-the view answers. Names and attributes are there at once; the content of a file
+		Long: `Mount shows the newest snapshot of a service at an empty folder, or an earlier one
+(@12, or @2026-01-31T12:00: what was the newest then), and returns when the view answers. Names and attributes are there at once; the content of a file
 is read from this host's own identical file or from the store, and fetched from
 the source when neither has it. If the source can't be asked, the snapshot that
 is stored here is shown.
@@ -30,7 +30,7 @@ is stored here is shown.
 mount(8) and /etc/fstab work too: mount -t fuse.srvfs HOST/SERVICE MOUNTPOINT
 
 ` + cli.Codes,
-		Example: "  srvfs mount alpha/web /srv/web\n  mount -t fuse.srvfs alpha/web /srv/web",
+		Example: "  srvfs mount alpha/web /srv/web\n  srvfs mount alpha/web@12 /mnt/before\n  mount -t fuse.srvfs alpha/web /srv/web",
 		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
 			return p.mount(c, args[0], args[1])
@@ -45,7 +45,7 @@ func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		return fmt.Errorf("%w: this kernel has no FUSE, or the module is not loaded: modprobe fuse", err)
 	}
-	source, service, err := splitSpec(c, spec)
+	snapshot, err := splitSpec(c, spec)
 	if err != nil {
 		return err
 	}
@@ -53,7 +53,7 @@ func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
 	if err != nil {
 		return err
 	}
-	return p.do(c.Context(), "mount", control.Call{Source: source, Service: service, Mountpoint: abs}, nil, nil)
+	return p.do(c.Context(), "mount", control.Call{Snapshot: snapshot, Mountpoint: abs}, nil, nil)
 }
 
 // mountpointPath makes a mountpoint's path as the kernel's mount table has it:

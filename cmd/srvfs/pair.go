@@ -70,11 +70,11 @@ type offerRow struct {
 func (p *program) listCmd() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use:     "list HOST[:PORT]",
-		Short:   "list the services that a source offers",
-		Long:    "List the services of a source that this host may read.\n\n" + cli.Codes,
-		Example: "  srvfs list alpha\n  srvfs list alpha --json",
-		Args:    cli.Args(1, 1, "HOST[:PORT]"),
+		Use:     "list HOST[:PORT][/SERVICE]",
+		Short:   "list the services that a source offers, or the snapshots of one",
+		Long:    "List the services of a source that this host may read, or all snapshots of one that\nthe source keeps: each can be mounted, as HOST/SERVICE@NUMBER.\n\n" + cli.Codes,
+		Example: "  srvfs list alpha\n  srvfs list alpha/web\n  srvfs list alpha --json",
+		Args:    cli.Args(1, 1, "HOST[:PORT] or HOST[:PORT]/SERVICE"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
 				return err
@@ -83,7 +83,8 @@ func (p *program) listCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s, err := sources.Find(c.Context(), args[0])
+			source, service, history := strings.Cut(args[0], "/")
+			s, err := sources.Find(c.Context(), source)
 			if err != nil {
 				return err
 			}
@@ -92,7 +93,12 @@ func (p *program) listCmd() *cobra.Command {
 				return err
 			}
 			defer func() { _ = client.Close() }()
-			list, err := client.List(c.Context())
+			var list []rpc.ServiceInfo
+			if history {
+				list, err = client.History(c.Context(), service)
+			} else {
+				list, err = client.List(c.Context())
+			}
 			if err != nil {
 				return err
 			}

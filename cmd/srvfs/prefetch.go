@@ -47,7 +47,7 @@ makes none and removes those there are; a service that runs here remembers it.
 			call := control.Call{Prepare: prepareFlag(c)}
 			if strings.Contains(args[0], "/") {
 				var err error
-				if call.Source, call.Service, err = splitSpec(c, args[0]); err != nil {
+				if call.Snapshot, err = splitSpec(c, args[0]); err != nil {
 					return err
 				}
 			} else {

@@ -9,7 +9,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/manifest"
 )
 
 // DefaultState is the standby's state folder.
@@ -42,7 +44,7 @@ mount, and with prefetch it needs the source no more.`,
 	f.DurationVar(&p.deadline, "deadline", 10*time.Second, "how long a read may wait for its source (read when the daemon starts)")
 	f.StringVar(&p.reads, "reads", daemon.ReadsAuto, "who serves the content of a service's root: kernel, view, or auto (read when the daemon starts)")
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return p.check(c) }
-	root.AddCommand(p.pairCmd(), p.listCmd(), p.mountCmd(), p.umountCmd(), p.runCmd(), p.stopCmd(), p.removeCmd(), p.prefetchCmd(), p.statusCmd(), p.daemonCmd())
+	root.AddCommand(p.pairCmd(), p.listCmd(), p.diffCmd(), p.mountCmd(), p.umountCmd(), p.runCmd(), p.stopCmd(), p.removeCmd(), p.prefetchCmd(), p.collectCmd(), p.statusCmd(), p.daemonCmd())
 	return root
 }
 
@@ -68,13 +70,24 @@ func (p *program) check(c *cobra.Command) error {
 	return nil
 }
 
-// splitSpec reads HOST[:PORT]/SERVICE.
-func splitSpec(c *cobra.Command, spec string) (source, service string, err error) {
+// splitSpec reads HOST[:PORT]/SERVICE[@SNAPSHOT].
+func splitSpec(c *cobra.Command, spec string) (s control.Snapshot, err error) {
 	source, service, found := strings.Cut(spec, "/")
 	if !found || source == "" || service == "" || strings.Contains(service, "/") {
-		return "", "", cli.UsageError(c, "%q is not of the form HOST[:PORT]/SERVICE", spec)
+		return s, cli.UsageError(c, "%q is not of the form HOST[:PORT]/SERVICE", spec)
 	}
-	return source, service, nil
+	s.Source = source
+	s.Ref, err = manifest.ParseRef(service)
+	return s, err
+}
+
+// splitLocal reads the same, or NAME[@SNAPSHOT] of a service that is known here.
+func splitLocal(c *cobra.Command, spec string) (s control.Snapshot, err error) {
+	if strings.Contains(spec, "/") {
+		return splitSpec(c, spec)
+	}
+	s.Ref, err = manifest.ParseRef(spec)
+	return s, err
 }
 
 // needRoot refuses early what the daemon could not do.

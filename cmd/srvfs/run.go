@@ -11,6 +11,7 @@ import (
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/manifest"
 )
 
 // steps prints each step of a command on a line of its own.
@@ -25,7 +26,7 @@ func (p *program) runCmd() *cobra.Command {
 	var call control.Call
 	var asJSON bool
 	c := &cobra.Command{
-		Use:   "run (HOST[:PORT]/SERVICE [--name NAME] | NAME)",
+		Use:   "run (HOST[:PORT]/SERVICE[@SNAPSHOT] [--name NAME] | NAME[@SNAPSHOT])",
 		Short: "start a service on this host",
 		Long: `Run mounts a service's snapshot, builds a writable root on it, starts the service
 in that root, and returns when its probes answer. It prints how long each step
@@ -33,15 +34,15 @@ took. The service has mount, pid, uts and ipc namespaces of its own, and this
 host's network.
 
 A service that ran here before goes on with its snapshot and with what it wrote;
---update --discard gives that up and starts from the newest snapshot. A NAME alone starts such a
-service again. If the source can't be asked, what is stored here is used.
+--update --discard gives that up and starts from the newest snapshot, or from the one
+that is named: @12, @2026-01-31T12:00. A NAME alone starts such a service again. If the source can't be asked, what is stored here is used.
 
 Files that the service is known to write to, and that srvfs prefetch has prepared
 private copies of, become the service's: its first write waits for no copy.
 --no-prepare leaves them, and is remembered; --no-prepare=false takes it back.
 
 ` + cli.Codes,
-		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web",
+		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web\n  srvfs run alpha/web@12 --name web12",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that ran here before"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
@@ -49,11 +50,15 @@ private copies of, become the service's: its first write waits for no copy.
 			}
 			if strings.Contains(args[0], "/") {
 				var err error
-				if call.Source, call.Service, err = splitSpec(c, args[0]); err != nil {
+				if call.Snapshot, err = splitSpec(c, args[0]); err != nil {
 					return err
 				}
 			} else if call.Name == "" {
-				call.Name = args[0]
+				ref, err := manifest.ParseRef(args[0])
+				if err != nil {
+					return err
+				}
+				call.Name, call.Sequence, call.By = ref.Service, ref.Sequence, ref.By
 			} else {
 				return cli.UsageError(c, "--name is for HOST/SERVICE; %q has its name already", args[0])
 			}

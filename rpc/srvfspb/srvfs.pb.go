@@ -130,6 +130,7 @@ func (x *PairResponse) GetServices() []string {
 
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	History       string                 `protobuf:"bytes,1,opt,name=history,proto3" json:"history,omitempty"` // of this service every snapshot that is kept, the latest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -162,6 +163,13 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
 	return file_srvfs_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ListRequest) GetHistory() string {
+	if x != nil {
+		return x.History
+	}
+	return ""
 }
 
 type ListResponse struct {
@@ -312,6 +320,7 @@ type SnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
+	By            int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -356,6 +365,13 @@ func (x *SnapshotRequest) GetService() string {
 func (x *SnapshotRequest) GetSequence() uint64 {
 	if x != nil {
 		return x.Sequence
+	}
+	return 0
+}
+
+func (x *SnapshotRequest) GetBy() int64 {
+	if x != nil {
+		return x.By
 	}
 	return 0
 }
@@ -892,8 +908,9 @@ const file_srvfs_proto_rawDesc = "" +
 	"\x04name\x18\x02 \x01(\tR\x04name\">\n" +
 	"\fPairResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bservices\x18\x02 \x03(\tR\bservices\"\r\n" +
-	"\vListRequest\"=\n" +
+	"\bservices\x18\x02 \x03(\tR\bservices\"'\n" +
+	"\vListRequest\x12\x18\n" +
+	"\ahistory\x18\x01 \x01(\tR\ahistory\"=\n" +
 	"\fListResponse\x12-\n" +
 	"\bservices\x18\x01 \x03(\v2\x11.srvfs.v1.ServiceR\bservices\"\xc5\x01\n" +
 	"\aService\x12\x12\n" +
@@ -904,10 +921,11 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04dirs\x18\b \x01(\x04R\x04dirs\"G\n" +
+	"\x04dirs\x18\b \x01(\x04R\x04dirs\"W\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
-	"\bsequence\x18\x02 \x01(\x04R\bsequence\"C\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x0e\n" +
+	"\x02by\x18\x03 \x01(\x03R\x02by\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +

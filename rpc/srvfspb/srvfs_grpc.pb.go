@@ -38,7 +38,8 @@ type SrvfsClient interface {
 	// Pair is the one call that a host may make before it is paired. The peer is
 	// known by the key of its TLS certificate; the request adds the secret.
 	Pair(ctx context.Context, in *PairRequest, opts ...grpc.CallOption) (*PairResponse, error)
-	// List names the services that the peer may read.
+	// List names the services that the peer may read, or the snapshots of one that
+	// are kept.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
 	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
 	// profile leads through, as far as it is not much.
@@ -176,7 +177,8 @@ type SrvfsServer interface {
 	// Pair is the one call that a host may make before it is paired. The peer is
 	// known by the key of its TLS certificate; the request adds the secret.
 	Pair(context.Context, *PairRequest) (*PairResponse, error)
-	// List names the services that the peer may read.
+	// List names the services that the peer may read, or the snapshots of one that
+	// are kept.
 	List(context.Context, *ListRequest) (*ListResponse, error)
 	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
 	// profile leads through, as far as it is not much.

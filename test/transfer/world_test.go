@@ -64,8 +64,10 @@ type provider struct {
 
 func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) { return nil, nil }
 
-func (p provider) Snapshot(_ context.Context, service string, _ uint64) ([]byte, error) {
-	return p.lib.Encoded(service)
+func (p provider) History(context.Context, string) ([]rpc.ServiceInfo, error) { return nil, nil }
+
+func (p provider) Snapshot(_ context.Context, ref manifest.Ref) ([]byte, error) {
+	return p.lib.Encoded(ref)
 }
 
 func (p provider) Missed(_ context.Context, _, _ string, paths []string) ([]manifest.Verdict, error) {

@@ -29,9 +29,9 @@ func SocketPath(state string) string { return filepath.Join(state, "control.sock
 // A Call is what a command asks of the daemon. Each operation reads the
 // fields that it needs.
 type Call struct {
-	Source     string        `json:"source,omitempty"`  // HOST[:PORT]
-	Service    string        `json:"service,omitempty"` // the service's name on the source
-	Name       string        `json:"name,omitempty"`    // its name here
+	Snapshot
+	With       *Snapshot     `json:"with,omitempty"` // what it is compared with
+	Name       string        `json:"name,omitempty"` // the service's name here
 	Mountpoint string        `json:"mountpoint,omitempty"`
 	Update     bool          `json:"update,omitempty"`
 	Force      bool          `json:"force,omitempty"`
@@ -39,6 +39,13 @@ type Call struct {
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
+}
+
+// A Snapshot names one on its source, HOST[:PORT]. Without a source, the service is
+// named as it is here.
+type Snapshot struct {
+	Source string `json:"source,omitempty"`
+	manifest.Ref
 }
 
 // An Event is one line of the answer: exactly one field is set.

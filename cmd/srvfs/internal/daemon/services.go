@@ -84,14 +84,14 @@ func (d *daemon) stored(r *serviceRecord) (*manifest.Snapshot, error) {
 	return s, nil
 }
 
-// choose returns the snapshot to run: the one that the service had here, or
-// the latest if it is new here or is to be updated.
+// choose returns the snapshot to run: the one that the service had here, or the one
+// that is named, or the latest, if it is new here or is to be updated.
 func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecord) (*opened, error) {
 	if known == nil {
-		return d.latest(ctx, c.Source, c.Service)
+		return d.open(ctx, c.Snapshot)
 	}
-	if c.Update {
-		o, err := d.latest(ctx, c.Source, c.Service)
+	if c.Update || !c.Newest() && c.Sequence != known.Sequence {
+		o, err := d.open(ctx, c.Snapshot)
 		if err != nil || o.snapshot.Sequence == known.Sequence {
 			return o, err
 		}
@@ -414,6 +414,19 @@ func (d *daemon) removeOp(ctx context.Context, c control.Call, out control.Strea
 	return nil, nil
 }
 
+// Collected is the result of a collect.
+type Collected struct {
+	Freed int64 `json:"freed"` // bytes that this gave back to the disk
+}
+
+func (d *daemon) collectOp(ctx context.Context, _ control.Call, _ control.Stream) (any, error) {
+	if d.calls.Load() > 1 {
+		return nil, fmt.Errorf("another command is at work, and may be bringing in what would be collected: try again when it has ended: %w", manifest.ErrUnavailable)
+	}
+	freed, err := d.collect(ctx, nil)
+	return Collected{freed}, err
+}
+
 // discard removes a service's folder.
 func (d *daemon) discard(ctx context.Context, name string) error {
 	if err := service.Remove(ctx, d.rootDir(name)); err != nil {
@@ -425,28 +438,37 @@ func (d *daemon) discard(ctx context.Context, name string) error {
 	return os.RemoveAll(d.dir(name))
 }
 
-// collect removes stored content that no kept snapshot needs: the service's
-// stored snapshot goes first, unless another service or view here shows it.
+// collect removes stored content that no kept snapshot needs. The stored snapshots of
+// a service that is gone, if one is, go first, unless another service or view here
+// shows one of them; of all others those that are too old, and that nobody uses.
 func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error) {
 	kept, err := d.records()
 	if err != nil {
 		return 0, err
 	}
-	used := false
-	var keep []*manifest.Snapshot
-	for _, r := range kept {
-		used = used || r.Key == gone.Key && r.Service == gone.Service
+	type number struct {
+		key, service string
+		sequence     uint64
 	}
+	used := map[number]bool{}
+	for _, r := range kept {
+		used[number{r.Key, r.Service, 0}], used[number{r.Key, r.Service, r.Sequence}] = true, true
+	}
+	var keep []*manifest.Snapshot
 	d.mu.Lock()
 	for _, v := range d.views {
-		used = used || v.key == gone.Key && v.name == gone.Service
+		used[number{v.key, v.name, 0}], used[number{v.key, v.name, v.snapshot.Sequence}] = true, true
 		keep = append(keep, v.snapshot)
 	}
 	d.mu.Unlock()
-	if !used {
+	if gone != nil && !used[number{gone.Key, gone.Service, 0}] {
 		if err := d.store.RemoveSnapshots(gone.Key, gone.Service); err != nil {
 			return 0, err
 		}
+	}
+	err = d.store.RetainSnapshots(func(r store.SnapshotRef) bool { return used[number{r.Source, r.Service, r.Sequence}] }, time.Now())
+	if err != nil {
+		return 0, err
 	}
 	freed, err := d.dropCopies()
 	if err != nil {

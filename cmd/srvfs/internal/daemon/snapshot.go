@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
+	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/fs"
 	"srvfs/manifest"
 	"srvfs/rpc"
@@ -55,9 +57,11 @@ func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, erro
 	return d.read(source, w.demand, w), nil
 }
 
-// latest returns the newest snapshot of a service: the source's, or, if that
-// can't be asked, the one stored here.
-func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened, err error) {
+// open returns the snapshot that is named. One with a number never changes, so that
+// the one that is stored here will do. Else the source is asked, and if it can't be,
+// what is stored here is used.
+func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err error) {
+	source, service := of.Source, of.Service
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
 	}
@@ -65,20 +69,27 @@ func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened,
 	if err != nil {
 		return nil, err
 	}
-	stored, storedErr := d.store.LoadSnapshot(key, service)
+	stored, storedErr := d.storedAs(key, of.Ref)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
 		d.Log.Warn("stored snapshot", "source", source, "service", service, "error", storedErr)
+	}
+	if stored != nil && of.Sequence != 0 {
+		o := d.opened(key, d.read(source, w.demand, w))
+		o.snapshot = stored
+		return o, nil
 	}
 	ask, cancel := ctx, func() {}
 	if stored != nil {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
-	opening, offline := w.demand.Open(ask, service, 0)
+	opening, offline := w.demand.Open(ask, of.Ref)
 	cancel()
 	if offline != nil {
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
+		case stored == nil && !of.Newest():
+			return nil, fmt.Errorf("service %s of %s: %w (and that snapshot is not stored here)", service, source, offline)
 		case stored == nil:
 			return nil, fmt.Errorf("service %s of %s: %w (and no snapshot of it is stored here)", service, source, offline)
 		}
@@ -97,6 +108,27 @@ func (d *daemon) latest(ctx context.Context, source, service string) (_ *opened,
 		}
 	})
 	return o, nil
+}
+
+// storedAs returns the snapshot of a source that ref names, as far as those go that
+// are stored here.
+func (d *daemon) storedAs(key string, ref manifest.Ref) (*manifest.Snapshot, error) {
+	if ref.By == 0 {
+		return d.store.LoadSnapshotAt(key, ref.Service, ref.Sequence)
+	}
+	refs, err := d.store.Snapshots()
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range slices.Backward(refs) {
+		if r.Source != key || r.Service != ref.Service {
+			continue
+		}
+		if s, err := d.store.LoadSnapshotAt(key, r.Service, r.Sequence); err == nil && ref.Names(s.Sequence, s.Created) {
+			return s, nil
+		}
+	}
+	return nil, fmt.Errorf("snapshot %s: %w", ref, manifest.ErrNotFound)
 }
 
 func (d *daemon) opened(key string, r *store.Reader) *opened {

@@ -188,7 +188,7 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 		c.Source, c.Service = known.Source, known.Service
 		o, err = d.choose(ctx, c, known)
 	} else {
-		o, err = d.latest(ctx, c.Source, c.Service)
+		o, err = d.open(ctx, c.Snapshot)
 	}
 	if err != nil {
 		return nil, err

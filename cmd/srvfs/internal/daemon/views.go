@@ -224,7 +224,7 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 		return nil, err
 	}
 	start := time.Now()
-	o, err := d.latest(ctx, c.Source, c.Service)
+	o, err := d.open(ctx, c.Snapshot)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,224 @@
+package capture
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"srvfs/manifest"
+)
+
+// A snapshot of a service is much like the one before. So what is kept of it, its
+// index and its metadata, is a layer: what differs from an earlier snapshot, which it
+// lies on, and that perhaps on another. A layer is at most half as large as the one
+// below, so there are few of them: each snapshot finds by itself how far down it has
+// to go for that. At the bottom is one that is whole.
+
+// maxLayers bounds what is believed of a disk: 2 to its power would be the size of
+// the one at the bottom.
+const maxLayers = 48
+
+// layered is the index of a snapshot: its own layer first.
+type layered struct {
+	root      string
+	layers    []*index
+	sequences []uint64
+}
+
+// layers reads the index of a snapshot with all that it lies on.
+func (l *Library) layers(p Published) (*layered, error) {
+	x := &layered{}
+	for at := p; ; {
+		one, err := l.index(at)
+		if err != nil {
+			return nil, err
+		}
+		x.layers, x.sequences = append(x.layers, one), append(x.sequences, at.Sequence)
+		if one.base == 0 {
+			x.root = x.layers[0].root
+			return x, nil
+		}
+		if one.base >= at.Sequence || len(x.layers) == maxLayers {
+			return nil, fmt.Errorf("snapshot %d of %s lies on %d: %w: capture the service again", at.Sequence, p.Service, one.base, manifest.ErrCorrupt)
+		}
+		at = Published{Service: p.Service, Sequence: one.base}
+	}
+}
+
+// below returns all but the first n layers.
+func (x *layered) below(n int) *layered {
+	return &layered{root: x.root, layers: x.layers[n:], sequences: x.sequences[n:]}
+}
+
+// entries yields what is there, in the order of the paths: of each the entry of the
+// uppermost layer that has something to say.
+func (x *layered) entries() iter.Seq2[Entry, error] {
+	if len(x.layers) == 1 {
+		return x.layers[0].entries()
+	}
+	return func(yield func(Entry, error) bool) {
+		type head struct {
+			entry Entry
+			err   error
+			ok    bool
+			next  func() (Entry, error, bool)
+		}
+		heads := make([]head, len(x.layers))
+		for i, one := range x.layers {
+			next, stop := iter.Pull2(one.entries())
+			defer stop()
+			heads[i].next = next
+			heads[i].entry, heads[i].err, heads[i].ok = next()
+		}
+		for {
+			first := -1
+			for i := range heads {
+				h := &heads[i]
+				switch {
+				case h.ok && h.err != nil:
+					yield(Entry{}, h.err)
+					return
+				case h.ok && (first < 0 || h.entry.Path < heads[first].entry.Path):
+					first = i
+				}
+			}
+			if first < 0 {
+				return
+			}
+			e := heads[first].entry
+			for i := range heads {
+				if h := &heads[i]; h.ok && h.entry.Path == e.Path {
+					h.entry, h.err, h.ok = h.next()
+				}
+			}
+			if !e.gone && !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// difference encodes an index that lies on that of the snapshot base, old, and says
+// with it what now says.
+func difference(old, now *layered, base uint64) ([]byte, error) {
+	var w indexWriter
+	before, stop := iter.Pull2(old.entries())
+	defer stop()
+	b, err, more := before()
+	for e, e2 := range now.entries() {
+		if err = errors.Join(err, e2); err != nil {
+			return nil, err
+		}
+		for more && b.Path < e.Path {
+			if err := w.add(&Entry{Path: b.Path, gone: true}); err != nil {
+				return nil, err
+			}
+			if b, err, more = before(); err != nil {
+				return nil, err
+			}
+		}
+		same := false
+		if more && b.Path == e.Path {
+			same = b.equal(&e)
+			if b, err, more = before(); err != nil {
+				return nil, err
+			}
+		}
+		if same {
+			continue
+		}
+		if err := w.add(&e); err != nil {
+			return nil, err
+		}
+	}
+	for more {
+		if err := w.add(&Entry{Path: b.Path, gone: true}); err != nil {
+			return nil, err
+		}
+		if b, err, more = before(); err != nil {
+			return nil, err
+		}
+	}
+	return w.finish(now.root, base), nil
+}
+
+// slim returns an edition without what earlier snapshots have, of which prev is the
+// last. It comes back as it is if it has little in common with them.
+func (l *Library) slim(prev Published, ed edition) (edition, error) {
+	old, err := l.layers(prev)
+	if err != nil {
+		return ed, err
+	}
+	whole, err := decodeIndex(ed.index)
+	if err != nil {
+		return ed, err
+	}
+	if old.root != whole.root {
+		return ed, nil
+	}
+	now := &layered{root: whole.root, layers: []*index{whole}}
+	for n, one := range old.layers {
+		base := old.below(n)
+		b, err := difference(base, now, base.sequences[0])
+		if err != nil {
+			return ed, err
+		}
+		if 2*len(b) > len(one.body) {
+			continue
+		}
+		meta, err := l.without(prev.Service, base.sequences, ed.meta)
+		if err != nil {
+			return ed, err
+		}
+		ed.index, ed.meta = b, meta
+		break
+	}
+	return ed, nil
+}
+
+// without returns what of the metadata the layers of these snapshots do not have.
+func (l *Library) without(service string, sequences []uint64, all metaSet) (metaSet, error) {
+	rest := metaSet{}
+	for d, b := range all {
+		rest[d] = b
+	}
+	for _, n := range sequences {
+		m, err := openMeta(filepath.Join(l.folder(Published{Service: service, Sequence: n}), "meta"))
+		if err != nil {
+			return nil, err
+		}
+		for d := range rest {
+			if _, ok := m.find(d); ok {
+				delete(rest, d)
+			}
+		}
+		if err := m.f.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return rest, nil
+}
+
+// baseOf returns the snapshot that p lies on; 0 if it is whole. It reads no more than
+// it needs for that.
+func (l *Library) baseOf(p Published) (uint64, error) {
+	f, err := os.Open(filepath.Join(l.folder(p), "index"))
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = f.Close() }()
+	b := make([]byte, len(deltaMagic)+manifest.MaxPath+32)
+	n, err := io.ReadFull(f, b)
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return 0, err
+	}
+	r := indexReader{b: b[:n]}
+	_, base := r.head()
+	if r.err == nil && base >= p.Sequence {
+		r.fail("it lies on %d", base)
+	}
+	return base, r.err
+}

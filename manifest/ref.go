@@ -1,0 +1,95 @@
+package manifest
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A Ref names a snapshot of a service: the newest, the one with a number, or the
+// newest of those that were made by a moment.
+type Ref struct {
+	Service  string `json:"service,omitempty"`
+	Sequence uint64 `json:"sequence,omitempty"` // 0: whatever its number is
+	By       int64  `json:"by,omitempty"`       // nanoseconds since 1970; 0: whenever it was made
+}
+
+// moments are the ways to write one, of which those without a zone are local time.
+var moments = []string{"2006-01-02T15:04", "2006-01-02T15:04:05", "2006-01-02 15:04", "2006-01-02 15:04:05", time.RFC3339Nano}
+
+// ParseRef reads SERVICE, SERVICE@12, SERVICE@2026-01-31T12:00 or SERVICE@2026-01-31,
+// which is the end of that day. The error wraps ErrInvalid.
+func ParseRef(s string) (Ref, error) {
+	name, at, given := strings.Cut(s, "@")
+	r := Ref{Service: name}
+	if !ValidService(name) {
+		return Ref{}, fmt.Errorf("%.80q is not a service name: %w", name, ErrInvalid)
+	}
+	if !given {
+		return r, nil
+	}
+	if n, err := strconv.ParseUint(at, 10, 64); err == nil && n > 0 {
+		r.Sequence = n
+		return r, nil
+	}
+	if day, err := time.ParseInLocation(time.DateOnly, at, time.Local); err == nil {
+		return r.by(day.AddDate(0, 0, 1).Add(-1), at)
+	}
+	for _, layout := range moments {
+		if t, err := time.ParseInLocation(layout, at, time.Local); err == nil {
+			return r.by(t, at)
+		}
+	}
+	return Ref{}, fmt.Errorf("%s@%.80q: after the @ there is the number of a snapshot, or a moment such as 2026-01-31T12:00: %w", name, at, ErrInvalid)
+}
+
+func (r Ref) by(t time.Time, text string) (Ref, error) {
+	// What a nanosecond counter can't tell, and its zero, which has another meaning.
+	if t.Year() < 1971 || t.Year() > 2261 {
+		return Ref{}, fmt.Errorf("%s@%.80q: no snapshot is from that year: %w", r.Service, text, ErrInvalid)
+	}
+	r.By = t.UnixNano()
+	return r, nil
+}
+
+// Of the snapshots of a service the last Kept are kept, and the last one of each of the
+// last KeptDays days.
+const (
+	Kept     = 10
+	KeptDays = 7
+)
+
+// Keep says which snapshots of one service are kept, given when they were made, in
+// nanoseconds since 1970, the latest first. Days are those of local time.
+func Keep(created []int64, now time.Time) []bool {
+	kept := make([]bool, len(created))
+	days := map[string]bool{}
+	for i, ns := range created {
+		made := time.Unix(0, ns)
+		day := made.Format(time.DateOnly)
+		kept[i] = i < Kept || !days[day] && now.Sub(made) < KeptDays*24*time.Hour
+		days[day] = true
+	}
+	return kept
+}
+
+// String returns it as ParseRef reads it.
+func (r Ref) String() string {
+	switch {
+	case r.Sequence != 0:
+		return r.Service + "@" + strconv.FormatUint(r.Sequence, 10)
+	case r.By != 0:
+		return r.Service + "@" + time.Unix(0, r.By).Format(time.RFC3339Nano)
+	}
+	return r.Service
+}
+
+// Newest reports whether it names the newest snapshot, whatever that is.
+func (r Ref) Newest() bool { return r.Sequence == 0 && r.By == 0 }
+
+// Names reports whether a snapshot of its service may be the one that it names: of
+// several the newest is.
+func (r Ref) Names(sequence uint64, created int64) bool {
+	return (r.Sequence == 0 || sequence == r.Sequence) && (r.By == 0 || created <= r.By)
+}
