@@ -72,7 +72,7 @@ func runInit() int {
 	built := make(chan *fault, 1)
 	go func() {
 		var f *fault
-		p.stages, f = r.Layout.build()
+		p.stages, f = r.Layout.build(p.awaitSpare)
 		built <- f
 	}()
 	requests := make(chan incoming)
@@ -185,6 +185,16 @@ func (p *pid1) takeSpare(fds []int) *spare {
 	s := p.spare
 	p.spare, p.coming = nil, nil
 	return s
+}
+
+// awaitSpare waits until a spare that was asked for is there, or will never be.
+func (p *pid1) awaitSpare() {
+	p.mu.Lock()
+	coming := p.coming
+	p.mu.Unlock()
+	if coming != nil {
+		<-coming
+	}
 }
 
 // anticipate has a stage ready. Without one a command starts all the same.

@@ -11,18 +11,19 @@ import (
 )
 
 // build makes the root, in process 1 before it does anything else, and enters
-// it. The work is done by a thread with a root and working directory of its
+// it. Ready is called before the caller's root goes, and waits for who needs it. The
+// work is done by a thread with a root and working directory of its
 // own, which then becomes the launcher. For the others the working directory is
 // now a procfs of the sandbox that is mounted nowhere: there process 1 can look
 // at its processes even if the root has no /proc.
-func (l *layout) build() (*launcher, *fault) {
+func (l *layout) build(ready func()) (*launcher, *fault) {
 	launches := &launcher{orders: make(chan func())}
 	done := make(chan *fault)
 	var root, proc int
 	go func() {
 		runtime.LockOSThread() // for ever: no other goroutine may meet this root
 		var f *fault
-		root, proc, f = l.buildHere()
+		root, proc, f = l.buildHere(ready)
 		done <- f
 		if f == nil {
 			launches.work()
@@ -44,7 +45,7 @@ func (l *layout) build() (*launcher, *fault) {
 
 // buildHere builds the root and makes it that of the namespace. The calling
 // thread goes back to the caller's root, with procfs as working directory.
-func (l *layout) buildHere() (root, proc int, f *fault) {
+func (l *layout) buildHere(ready func()) (root, proc int, f *fault) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return -1, -1, failure("unshare", "", err, "")
 	}
@@ -66,6 +67,7 @@ func (l *layout) buildHere() (root, proc int, f *fault) {
 	if root, err = openDir(l.Root); err != nil {
 		return -1, -1, failure("open", l.Root, err, "")
 	}
+	ready()
 	if f := replaceRoot(root); f != nil {
 		return -1, -1, f
 	}

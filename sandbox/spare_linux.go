@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/gob"
 	"errors"
+	"io"
 	"os"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -37,11 +39,46 @@ func startSpare(exe string, fork func(string, []string, *syscall.ProcAttr) (int,
 		Env: helperEnv(), Files: []uintptr{2, 2, 2, uintptr(pair[1]), 2, 2, 2}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	_ = unix.Close(pair[1])
+	if err == nil && loadsLibraries() {
+		err = awaitLife(pair[0])
+	}
 	if err != nil {
 		_ = unix.Close(pair[0])
 		return nil, err
 	}
 	return &spare{pid, pair[0]}, nil
+}
+
+// loadsLibraries reports whether this program is linked dynamically. Then a copy of it
+// needs files while it comes to life, and must find them: pivot_root(2) takes the root
+// away from all that have it, and whoever does that waits until the copy lives.
+func loadsLibraries() bool {
+	const base = 7 // AT_BASE: where the loader is
+	aux, err := unix.Auxv()
+	if err != nil {
+		return true
+	}
+	return slices.ContainsFunc(aux, func(v [2]uintptr) bool { return v[0] == base && v[1] != 0 })
+}
+
+// lifeMax is how long such a copy may take to come to life.
+const lifeMax = 20 // seconds
+
+// awaitLife waits until a spare says that it lives.
+func awaitLife(sock int) error {
+	if err := unix.SetsockoptTimeval(sock, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: lifeMax}); err != nil {
+		return err
+	}
+	for {
+		n, err := unix.Read(sock, make([]byte, 1))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err == nil && n == 0:
+			return io.ErrUnexpectedEOF // it has ended
+		default:
+			return err
+		}
+	}
 }
 
 // become makes it the stage of a command. Fds are what the caller sent, and the root.
@@ -61,6 +98,9 @@ func awaitCommand() {
 	}
 	if _, err := encode(report{Verb: verbReady}); err != nil {
 		os.Exit(1)
+	}
+	if loadsLibraries() {
+		_, _ = unix.Write(stageChannel, []byte{1})
 	}
 	buf, oob := make([]byte, 1), make([]byte, unix.CmsgSpace(4*(callerFiles+1)))
 	var n, oobn int
