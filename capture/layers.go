@@ -59,6 +59,27 @@ func (x *layered) entries() iter.Seq2[Entry, error] {
 	if len(x.layers) == 1 {
 		return x.layers[0].entries()
 	}
+	all := make([]iter.Seq2[Entry, error], len(x.layers))
+	for i, one := range x.layers {
+		all[i] = one.entries()
+	}
+	return func(yield func(Entry, error) bool) {
+		for e, err := range merge(all...) {
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			if !e.gone && !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// merge yields the entries of several layers, the uppermost first, in the order of the
+// paths: of each path that of the uppermost which has one, also if it says that
+// something is gone.
+func merge(layers ...iter.Seq2[Entry, error]) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
 		type head struct {
 			entry Entry
@@ -66,9 +87,9 @@ func (x *layered) entries() iter.Seq2[Entry, error] {
 			ok    bool
 			next  func() (Entry, error, bool)
 		}
-		heads := make([]head, len(x.layers))
-		for i, one := range x.layers {
-			next, stop := iter.Pull2(one.entries())
+		heads := make([]head, len(layers))
+		for i, one := range layers {
+			next, stop := iter.Pull2(one)
 			defer stop()
 			heads[i].next = next
 			heads[i].entry, heads[i].err, heads[i].ok = next()
@@ -94,7 +115,7 @@ func (x *layered) entries() iter.Seq2[Entry, error] {
 					h.entry, h.err, h.ok = h.next()
 				}
 			}
-			if !e.gone && !yield(e, nil) {
+			if !yield(e, nil) {
 				return
 			}
 		}

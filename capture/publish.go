@@ -76,14 +76,19 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 	if err := l.adopt(ed.copies, ed.frozen); err != nil {
 		return Published{}, err
 	}
+	return p, l.put(p, ed, all)
+}
+
+// put writes an edition and makes it the latest, besides all that there are.
+func (l *Library) put(p Published, ed edition, all []Published) error {
 	if err := l.write(p, ed); err != nil {
-		return Published{}, err
+		return err
 	}
 	kept := retain(append([]Published{p}, all...), time.Now())
 	if err := l.setCurrent(kept); err != nil {
-		return Published{}, err
+		return err
 	}
-	return p, errors.Join(l.sweep(kept), l.sweepFrozen(kept))
+	return errors.Join(l.sweep(kept), l.sweepFrozen(kept))
 }
 
 // retain returns what is kept of all snapshots, of which those of a service come

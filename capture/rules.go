@@ -163,14 +163,17 @@ func startsEmpty(p string, u *use, it *item) string {
 	case u.read || !u.write || slices.Contains(it.reasons, Reason{ClassUser, includeText + p}):
 		return ""
 	case matchAny(logs, p):
-		return "its content stays out: a log"
+		return emptyText + "a log"
 	case !u.within && matchAny(logNames, p):
-		return "its content stays out: a log by its name, only ever appended to"
+		return emptyText + "a log by its name, only ever appended to"
 	case u.empties:
-		return "its content stays out: the service empties it when it starts"
+		return emptyText + "the service empties it when it starts"
 	}
 	return ""
 }
+
+// emptyText begins the reasons for which a file starts empty.
+const emptyText = "its content stays out: "
 
 // includeText begins the reason of what the administrator includes.
 const includeText = "--include "

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"slices"
+	"strings"
 )
 
 // MaxMeta is the largest encoded directory page or chunk list that anyone
@@ -288,4 +290,69 @@ func (p *Page) check(ref PageRef, indexed bool) error {
 		return fmt.Errorf("holds %d names from %.300q, its index says %d from %.300q: %w", p.count(), first, ref.Count, ref.First, ErrInvalid)
 	}
 	return nil
+}
+
+// Lookup returns what the tree of the directory root has at a path, absolute and clean,
+// or nil. It reads of each directory on the way the pages in which the name may stand.
+func Lookup(ctx context.Context, src MetaSource, root *Entry, p string) (*Entry, error) {
+	at := root
+	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
+		if name == "" {
+			continue
+		}
+		if at.Type != Dir {
+			return nil, nil
+		}
+		var err error
+		if at, err = lookupIn(ctx, src, at.Digest, name); err != nil || at == nil {
+			return nil, err
+		}
+	}
+	return at, nil
+}
+
+func lookupIn(ctx context.Context, src MetaSource, d Digest, name string) (*Entry, error) {
+	for range maxDepth + 1 {
+		bodies, err := src.Meta(ctx, []Digest{d})
+		if err != nil {
+			return nil, err
+		}
+		p, err := DecodePage(bodies[0])
+		if err != nil {
+			return nil, fmt.Errorf("directory page %v: %w", d, err)
+		}
+		if p.Children == nil {
+			i, ok := slices.BinarySearchFunc(p.Entries, name, func(e Entry, name string) int { return strings.Compare(e.Name, name) })
+			if !ok {
+				return nil, nil
+			}
+			return &p.Entries[i], nil
+		}
+		i, ok := slices.BinarySearchFunc(p.Children, name, func(r PageRef, name string) int { return strings.Compare(r.First, name) })
+		if !ok {
+			i = max(i-1, 0)
+		}
+		d = p.Children[i].Digest
+	}
+	return nil, fmt.Errorf("directory page %v: more than %d levels: %w", d, maxDepth, ErrInvalid)
+}
+
+// DirectoryPages returns the digests of the pages of a directory, the top one first. Of
+// one that has more than most below the top it returns that alone.
+func DirectoryPages(ctx context.Context, src MetaSource, d Digest, most int) ([]Digest, error) {
+	bodies, err := src.Meta(ctx, []Digest{d})
+	if err != nil {
+		return nil, err
+	}
+	p, err := DecodePage(bodies[0])
+	if err != nil {
+		return nil, fmt.Errorf("directory page %v: %w", d, err)
+	}
+	all := []Digest{d}
+	if len(p.Children) <= most {
+		for _, c := range p.Children {
+			all = append(all, c.Digest)
+		}
+	}
+	return all, nil
 }

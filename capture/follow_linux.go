@@ -1,0 +1,342 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/capture/notify"
+	"srvfs/manifest"
+	"srvfs/manifest/statcache"
+)
+
+// A follower brings the newest snapshot of a service up to what its files are now. It
+// keeps no list of the files: what the snapshot says it finds in the snapshot's own
+// pages and index, of which it reads what it needs.
+//
+// What belongs to the service was found when it was captured. Each path of the snapshot
+// is followed, and what comes into a folder that was taken with all that is in it.
+// What must be of one moment with other files (see frozen) stays what it was: it
+// takes a capture.
+type follower struct {
+	lib     *Library
+	live    *Live
+	cache   *statcache.Cache
+	log     *slog.Logger
+	at      Published
+	snap    *manifest.Snapshot
+	index   *layered
+	scope   *scope
+	exclude []Pattern
+	dir     *os.File // the root
+	// moments are the data folders that hold files of one moment, and such files
+	// elsewhere.
+	moments []string
+}
+
+// errSuperseded: there is a newer snapshot than the one that was to be followed.
+var errSuperseded = errors.New("another snapshot was published meanwhile")
+
+// newFollower reads what the newest snapshot of service says. Its caller closes it.
+func newFollower(l *Library, live *Live, cache *statcache.Cache, log *slog.Logger, service string) (*follower, error) {
+	f := &follower{lib: l, live: live, cache: cache, log: log}
+	err := l.again(manifest.Ref{Service: service}, func(p Published) (err error) {
+		f.at = p
+		if f.index, err = l.layers(p); err != nil {
+			return err
+		}
+		b, err := l.encoded(p)
+		if err != nil {
+			return err
+		}
+		if f.snap, err = manifest.DecodeSnapshot(b); err != nil {
+			return err
+		}
+		f.scope, err = l.scope(p)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, text := range f.scope.Exclude {
+		p, err := ParsePattern(text)
+		if err != nil {
+			return nil, err
+		}
+		f.exclude = append(f.exclude, p)
+	}
+	if in, ok := below(f.index.root, l.dir); ok {
+		f.exclude = append(f.exclude, literal(in))
+	}
+	for e, err := range f.index.entries() {
+		if err != nil {
+			return nil, err
+		}
+		if !e.Frozen || f.ofAMoment(e.Path) {
+			continue
+		}
+		at := e.Path
+		for _, dir := range f.scope.Folders {
+			if inside(e.Path, dir) {
+				at = dir
+			}
+		}
+		f.moments = append(f.moments, at)
+	}
+	fd, err := unix.Open(f.index.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.index.root, Err: err}
+	}
+	f.dir = os.NewFile(uintptr(fd), f.index.root)
+	return f, nil
+}
+
+func (f *follower) snapRef() manifest.Ref { return manifest.Ref{Service: f.at.Service} }
+
+func (f *follower) close() { _ = f.dir.Close() }
+
+func (f *follower) ofAMoment(p string) bool {
+	return slices.ContainsFunc(f.moments, func(dir string) bool { return inside(p, dir) })
+}
+
+// whole reports whether the folder was taken with all that is in it.
+func (f *follower) whole(dir string) bool {
+	return slices.ContainsFunc(f.scope.Folders, func(d string) bool { return inside(dir, d) })
+}
+
+// takes reports whether a path that the snapshot does not have belongs to it when it
+// comes.
+func (f *follower) takes(p string) bool {
+	return f.whole(path.Dir(p)) && !matchAny(secret, p) && !matchAny(key, p) && !matchAny(logs, p) && !matchAny(unwanted, p) && !f.ignores(p)
+}
+
+// ignores reports whether nothing at p matters.
+func (f *follower) ignores(p string) bool {
+	return isPseudo(p) || matchAny(f.exclude, p) || f.ofAMoment(p)
+}
+
+// update looks at the paths given, with all that is below those of which that is said,
+// and at all names of the files given,
+// and publishes a snapshot if anything has changed. Retry are those that changed while
+// they were read.
+func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool) (published bool, retry []string, err error) {
+	u := &updating{follower: f, ctx: ctx, inodes: inodes, dirs: map[string][]manifest.Entry{}, seen: map[string]*looked{}}
+	u.hasher = newHasher(f.dir, f.cache, f.chunkList)
+	for p, below := range paths {
+		if err := u.visit(p, below); err != nil {
+			return false, nil, err
+		}
+	}
+	if err := u.explain(); err != nil {
+		return false, nil, err
+	}
+	if retry, err = u.hash(); err != nil {
+		return false, nil, err
+	}
+	edits := u.edits()
+	if len(edits) == 0 {
+		return false, retry, nil
+	}
+	err = u.publish(edits)
+	if errors.Is(err, manifest.ErrInvalid) && !paths["/"] {
+		// They do not fit the tree, which a look at everything can't fail to do.
+		f.log.Warn("looking at all files", "service", f.at.Service, "reason", err)
+		return f.update(ctx, map[string]bool{"/": true}, nil)
+	}
+	return err == nil, retry, err
+}
+
+// chunkList returns a chunk list that the library has, or nil.
+func (f *follower) chunkList(d manifest.Digest) []byte {
+	all, err := f.live.Meta(context.Background(), []manifest.Digest{d})
+	if err != nil {
+		return nil
+	}
+	return all[0]
+}
+
+// An updating is one update.
+type updating struct {
+	*follower
+	ctx    context.Context
+	hasher *hasher
+	dirs   map[string][]manifest.Entry // of the snapshot, as far as they were read
+	seen   map[string]*looked
+	all    bool // everything was looked at
+	inodes map[notify.Inode]bool
+}
+
+// A looked is what was found at a path: what the snapshot has there, and what is there
+// now. One of them may be nil.
+type looked struct {
+	old   *manifest.Entry
+	now   *node
+	entry *Entry // the index's, if it has one
+}
+
+// listing returns what the snapshot has in a folder; nothing if there is none.
+func (u *updating) listing(dir string) ([]manifest.Entry, error) {
+	if all, ok := u.dirs[dir]; ok {
+		return all, nil
+	}
+	e, err := u.lookup(dir)
+	if err != nil || e == nil || e.Type != manifest.Dir {
+		return nil, err
+	}
+	all, err := manifest.ReadDirectory(u.ctx, u.live, e.Digest, u.snap.Totals.Entries)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	u.dirs[dir] = all
+	return all, nil
+}
+
+// lookup returns what the snapshot has at a path, or nil.
+func (u *updating) lookup(p string) (*manifest.Entry, error) {
+	if p == "/" {
+		return &u.snap.Root, nil
+	}
+	all, err := u.listing(path.Dir(p))
+	if err != nil {
+		return nil, err
+	}
+	i, ok := slices.BinarySearchFunc(all, path.Base(p), func(e manifest.Entry, name string) int { return strings.Compare(e.Name, name) })
+	if !ok {
+		return nil, nil
+	}
+	return &all[i], nil
+}
+
+// visit looks at a path, and at all that is below it if it is asked to, or if that
+// can't be as it was.
+func (u *updating) visit(p string, below bool) error {
+	if err := u.ctx.Err(); err != nil {
+		return err
+	}
+	if s := u.seen[p]; s != nil && !below || u.ignores(p) {
+		return nil
+	}
+	old, err := u.lookup(p)
+	if err != nil {
+		return err
+	}
+	if old == nil && !u.takes(p) {
+		return nil
+	}
+	if p == "/" {
+		n, err := scanRoot(u.dir)
+		if err != nil {
+			return err
+		}
+		u.seen[p] = &looked{old: old, now: n}
+		if below {
+			return u.content(p, old)
+		}
+		return nil
+	}
+	dir := path.Dir(p)
+	if up := u.seen[dir]; up == nil || up.now == nil {
+		above, err := u.lookup(dir)
+		if err != nil {
+			return err
+		}
+		if above == nil { // it has come with this one: all of it is new
+			return u.visit(dir, true)
+		}
+	}
+	nodes, err := scanDir(u.dir, dir, []string{path.Base(p)}, nil, nil)
+	if err != nil {
+		return err
+	}
+	if len(nodes) == 0 {
+		if old != nil {
+			u.seen[p] = &looked{old: old}
+		}
+		return nil
+	}
+	u.seen[p] = &looked{old: old, now: nodes[0]}
+	if nodes[0].entry.Type == manifest.Dir && (below || old == nil || old.Type != manifest.Dir) {
+		return u.content(p, old)
+	}
+	return nil
+}
+
+// content looks at all that is in a folder, and below.
+func (u *updating) content(p string, old *manifest.Entry) error {
+	if err := u.ctx.Err(); err != nil {
+		return err
+	}
+	names := map[string]*manifest.Entry{}
+	if old != nil && old.Type == manifest.Dir {
+		all, err := u.listing(p)
+		if err != nil {
+			return err
+		}
+		for i := range all {
+			names[all[i].Name] = &all[i]
+		}
+	}
+	if u.whole(p) {
+		f, err := openReadable(u.dir, p)
+		if err == nil {
+			var list []string
+			list, err = f.Readdirnames(-1)
+			err = errors.Join(err, f.Close())
+			for _, name := range list {
+				if _, ok := names[name]; !ok && u.takes(path.Join(p, name)) {
+					names[name] = nil
+				}
+			}
+		}
+		if err != nil && !gone(err) {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+	}
+	var list []string
+	for name := range names {
+		if !u.ignores(path.Join(p, name)) {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	nodes, err := scanDir(u.dir, p, list, nil, nil)
+	if err != nil {
+		return err
+	}
+	found := map[string]*node{}
+	for _, n := range nodes {
+		found[n.entry.Name] = n
+	}
+	for _, name := range list {
+		at, n := path.Join(p, name), found[name]
+		if n == nil && names[name] == nil {
+			continue
+		}
+		u.seen[at] = &looked{old: names[name], now: n}
+		if n != nil && n.entry.Type == manifest.Dir {
+			if err := u.content(at, names[name]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openReadable opens a folder to list it.
+func openReadable(root *os.File, p string) (*os.File, error) {
+	fd, err := openat2(root, p, unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path.Join(root.Name(), p), Err: err}
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}

@@ -1,0 +1,231 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"srvfs/capture/notify"
+	"srvfs/manifest/statcache"
+)
+
+// A gardener changes a tree of files at random, in all ways there are.
+type gardener struct {
+	t    *testing.T
+	rng  *rand.Rand
+	root string
+}
+
+func (g *gardener) some() string {
+	p := g.root
+	for range 1 + g.rng.IntN(3) {
+		p = filepath.Join(p, []string{"a", "a.b", "b", "c", "odd \n\xff", "d.txt", "e"}[g.rng.IntN(7)])
+	}
+	return p
+}
+
+// removeAll is os.RemoveAll, which opens what is above, and waits if that is a FIFO.
+func removeAll(p string) {
+	if info, err := os.Lstat(filepath.Dir(p)); err == nil && info.IsDir() {
+		_ = os.RemoveAll(p)
+	}
+}
+
+// put writes to a file, and does not wait for a reader of a FIFO.
+func put(p string, flags int, text []byte) error {
+	f, err := os.OpenFile(p, flags|os.O_WRONLY|unix.O_NONBLOCK, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
+}
+
+// step makes one change. Many can't be made, which is no matter.
+func (g *gardener) step() {
+	p := g.some()
+	text := []byte(strings.Repeat(fmt.Sprint(g.rng.IntN(1000)), 1+g.rng.IntN(30)))
+	if g.rng.IntN(40) == 0 {
+		text = make([]byte, 600_000+g.rng.IntN(100_000))
+		text[g.rng.IntN(len(text))] = byte(g.rng.IntN(256))
+	}
+	switch g.rng.IntN(14) {
+	case 0, 1, 2:
+		_ = os.MkdirAll(filepath.Dir(p), 0o755)
+		_ = put(p, os.O_CREATE|os.O_TRUNC, text)
+	case 3:
+		_ = put(p, os.O_APPEND, text)
+	case 4:
+		_ = os.Truncate(p, int64(g.rng.IntN(20)))
+	case 5:
+		_ = os.Rename(p, g.some())
+	case 6:
+		if put(p+".new", os.O_CREATE|os.O_TRUNC, text) == nil {
+			_ = os.Rename(p+".new", p)
+			_ = os.Remove(p + ".new")
+		}
+	case 7:
+		removeAll(p)
+	case 8:
+		_ = os.Link(p, g.some())
+	case 9:
+		_ = os.Symlink(fmt.Sprint("to", g.rng.IntN(9)), p)
+	case 10:
+		_ = os.Chmod(p, os.FileMode(g.rng.IntN(0o777)))
+	case 11:
+		_ = unix.Lsetxattr(p, "user.x", text[:min(len(text), 50)], 0)
+	case 12:
+		removeAll(p)
+		switch g.rng.IntN(3) {
+		case 0:
+			_ = os.Mkdir(p, 0o700)
+		case 1:
+			_ = unix.Mkfifo(p, 0o600)
+		default:
+			_ = put(p, os.O_CREATE|os.O_TRUNC, text)
+		}
+	case 13:
+		if os.Mkdir(p, 0o755) == nil {
+			_ = os.WriteFile(p+"/in", text, 0o644)
+			_ = os.Mkdir(p+"/deep", 0o755)
+			_ = os.WriteFile(p+"/deep/x", text, 0o644)
+		}
+	}
+}
+
+func followed(t *testing.T) (*gardener, *Library, *follower) {
+	t.Helper()
+	g := &gardener{t, rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), t.TempDir()}
+	for range 200 {
+		g.step()
+	}
+	lib := must(OpenLibrary(t.TempDir()))(t)
+	publishScoped(t, lib, "web", g.root, scope{Folders: []string{"/"}})
+	live := lib.Live()
+	t.Cleanup(func() { _ = live.Close() })
+	cache := must(statcache.Open(filepath.Join(t.TempDir(), "digests")))(t)
+	f := must(newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"))(t)
+	t.Cleanup(f.close)
+	return g, lib, f
+}
+
+// same fails if the followed snapshot is not what a capture of everything would give.
+func (g *gardener) same(f *follower, lib *Library) {
+	g.t.Helper()
+	want := gather(g.t, g.root, nil)
+	if f.snap.Root.Digest == want.root.Digest && f.snap.Totals == want.totals {
+		i := 0
+		for e, err := range f.index.entries() {
+			check(g.t, err)
+			for i < len(want.nodes) && want.nodes[i].path == "/" {
+				i++
+			}
+			n := want.nodes[i]
+			if w := n.listed(); e.Path != w.Path || e.Type != w.Type || e.Digest != w.Digest || e.Size != w.Size {
+				g.t.Fatalf("the index has %+v, want %+v", e, w)
+			}
+			i++
+		}
+		if i != len(want.nodes) && !(i == 0 && len(want.nodes) == 1) {
+			g.t.Fatalf("the index ends after %d of %d", i, len(want.nodes))
+		}
+		return
+	}
+	before := must(lib.Snapshot(f.snapRef()))(g.t)
+	g.t.Errorf("totals %+v, want %+v", before.Totals, want.totals)
+	have := map[string]bool{}
+	for e, err := range f.index.entries() {
+		check(g.t, err)
+		have[e.Path] = true
+		n, ok := want.find(e.Path)
+		if !ok {
+			g.t.Errorf("%q is in, and is not there", e.Path)
+		} else if w := n.listed(); w.Digest != e.Digest || w.Type != e.Type {
+			g.t.Errorf("%q is in as %v %v, and is %v %v", e.Path, e.Type, e.Digest, w.Type, w.Digest)
+		}
+	}
+	for _, n := range want.nodes {
+		if !have[n.path] && n.path != "/" {
+			g.t.Errorf("%q is not in", n.path)
+		}
+	}
+	g.t.FailNow()
+}
+
+// Whatever is done to the files, a look at everything finds it.
+func TestFollowByRescan(t *testing.T) {
+	g, lib, f := followed(t)
+	published := 0
+	for range 60 {
+		for range g.rng.IntN(30) {
+			g.step()
+		}
+		yes, retry, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
+		check(t, err)
+		if len(retry) > 0 {
+			t.Fatal(retry)
+		}
+		if yes {
+			published++
+		}
+		g.same(f, lib)
+	}
+	if yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil); yes || err != nil {
+		t.Errorf("nothing has changed, and it was published: %v, %v", yes, err)
+	}
+	if p := must(lib.find(f.snapRef()))(t); p.Sequence != uint64(1+published) {
+		t.Errorf("%d were published, and the last is %d", published, p.Sequence)
+	}
+}
+
+// The same with what the kernel reports, without looking anywhere else.
+func TestFollowByEvents(t *testing.T) {
+	g, lib, f := followed(t)
+	w := must(notify.Open([]notify.Mount{{Path: "/", Host: g.root}}))(t)
+	defer w.Close()
+	for round := range 100 {
+		for range g.rng.IntN(30) {
+			g.step()
+		}
+		// A last change, of which it is known that it will be reported.
+		end := fmt.Sprintf("/end%d", round%2)
+		check(t, os.WriteFile(g.root+end, []byte(fmt.Sprint(round)), 0o644))
+		dirty, inodes := map[string]bool{}, map[notify.Inode]bool{}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		for ended := false; !ended; {
+			events, err := w.Next(ctx)
+			if errors.Is(err, notify.ErrLost) {
+				dirty["/"], ended = true, true
+				continue
+			}
+			check(t, err)
+			for _, e := range events {
+				dirty[e.Path] = dirty[e.Path] || e.Below
+				if dir := path.Dir(e.Path); !dirty[dir] {
+					dirty[dir] = false
+				}
+				for _, i := range w.Inodes(e) {
+					inodes[i] = true
+				}
+				ended = ended || e.Path == end
+			}
+		}
+		cancel()
+		_, retry, err := f.update(t.Context(), dirty, inodes)
+		check(t, err)
+		if len(retry) > 0 {
+			t.Fatal(retry)
+		}
+		g.same(f, lib)
+	}
+}
