@@ -136,7 +136,7 @@ func (g *gardener) same(f *follower, lib *Library) {
 			}
 			i++
 		}
-		if i != len(want.nodes) && !(i == 0 && len(want.nodes) == 1) {
+		if i != len(want.nodes) && (i != 0 || len(want.nodes) != 1) {
 			g.t.Fatalf("the index ends after %d of %d", i, len(want.nodes))
 		}
 		return

@@ -102,7 +102,7 @@ func (l *Library) pile(at Published, snap *manifest.Snapshot, meta metaSet, delt
 // whole.
 func (w *indexWriter) addAll(all iter.Seq2[Entry, error], whole bool) error {
 	for e, err := range all {
-		if err == nil && !(whole && e.gone) {
+		if err == nil && (!whole || !e.gone) {
 			err = w.add(&e)
 		}
 		if err != nil {

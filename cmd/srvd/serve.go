@@ -19,6 +19,7 @@ import (
 
 func (p *program) serveCmd() *cobra.Command {
 	var listen string
+	var follow bool
 	c := &cobra.Command{
 		Use:   "serve",
 		Short: "serve the snapshots to paired standbys",
@@ -28,8 +29,13 @@ Content is read from this host's live files when a standby asks for it; a file
 that has changed since it was captured is refused, and named in the log. Captures
 and pairings made meanwhile by other srvd commands are seen at once.
 
+With --follow, a new snapshot is published whenever files of a service have changed:
+those that it has, and those that come into folders that were captured as a whole.
+What changes all the time is published at most every 30 seconds. Databases, and other
+data that must be of one moment, stay what they were until the next capture.
+
 ` + cli.Codes,
-		Example: "  srvd serve\n  srvd serve --listen 192.0.2.10:7077",
+		Example: "  srvd serve\n  srvd serve --listen 192.0.2.10:7077\n  srvd serve --follow",
 		Args:    cli.Args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := cli.NeedRoot("serve"); err != nil {
@@ -67,10 +73,18 @@ and pairings made meanwhile by other srvd commands are seen at once.
 					log.Warn("starts on standbys will take longer", "error", err)
 				}
 			})
+			if follow {
+				work.Go(func() {
+					if err := lib.Follow(ctx, log); err != nil {
+						log.Error("changes are not followed", "error", err)
+					}
+				})
+			}
 			return server.Serve(ctx, l)
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", ":"+strconv.Itoa(rpc.DefaultPort), "address and port to listen on")
+	c.Flags().BoolVar(&follow, "follow", false, "publish a new snapshot when files of a service have changed")
 	return c
 }
 

@@ -1,0 +1,331 @@
+package capture
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"srvfs/capture/notify"
+	"srvfs/manifest/statcache"
+)
+
+const (
+	// gatherFor is how long changes are gathered after the first: one save of an
+	// editor is several.
+	gatherFor = 10 * time.Millisecond
+	// restFactor bounds the share of a processor that following takes: after an
+	// update it rests for so many times as long as that took.
+	restFactor = 4
+	// What changes again and again is published ever more seldom, from busyFirst to
+	// busyMost apart.
+	busyFirst = 100 * time.Millisecond
+	busyMost  = 30 * time.Second
+	// lookEvery is how often all files are looked at where nobody reports changes.
+	lookEvery = 30 * time.Second
+	// againAfter is how long after a failure it is tried again.
+	againAfter = 10 * time.Second
+)
+
+// Follow publishes a new snapshot of each service of the library whenever its files
+// have changed, until ctx ends. Services that are captured or removed meanwhile are
+// taken in, or let go.
+func (l *Library) Follow(ctx context.Context, log *slog.Logger) error {
+	cache, err := statcache.Open(filepath.Join(l.dir, "digests"))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = cache.Close() }()
+	live := l.Live()
+	defer func() { _ = live.Close() }()
+	var work sync.WaitGroup
+	defer work.Wait()
+	type running struct {
+		cancel context.CancelFunc
+		at     chan struct{} // what is published has changed
+	}
+	all := map[string]running{}
+	return l.Watch(ctx, func() {
+		list, err := l.List()
+		if err != nil {
+			log.Warn("services can't be followed", "error", err)
+			return
+		}
+		there := map[string]bool{}
+		for _, p := range list {
+			there[p.Service] = true
+			r, ok := all[p.Service]
+			if !ok {
+				ctx, cancel := context.WithCancel(ctx)
+				r = running{cancel, make(chan struct{}, 1)}
+				all[p.Service] = r
+				work.Go(func() { (&following{l, live, cache, log.With("service", p.Service), p.Service, r.at}).run(ctx) })
+			}
+			select {
+			case r.at <- struct{}{}:
+			default:
+			}
+		}
+		for name, r := range all {
+			if !there[name] {
+				r.cancel()
+				delete(all, name)
+			}
+		}
+	})
+}
+
+// A following follows one service.
+type following struct {
+	lib     *Library
+	live    *Live
+	cache   *statcache.Cache
+	log     *slog.Logger
+	service string
+	changed <-chan struct{} // another snapshot may have been published
+}
+
+func (w *following) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := w.follow(ctx)
+		if errors.Is(err, errSuperseded) || ctx.Err() != nil {
+			continue
+		}
+		w.log.Warn("following is interrupted", "error", err)
+		select {
+		case <-time.After(againAfter):
+		case <-w.changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// follow follows the newest snapshot until another is published by somebody else.
+func (w *following) follow(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	f, err := newFollower(w.lib, w.live, w.cache, w.log, w.service)
+	if err != nil {
+		return err
+	}
+	defer f.close()
+	events := w.watch(ctx, f)
+	// What changes from now on is reported; what has changed before is looked for.
+	d := newDirty()
+	d.add(change{path: "/", below: true}, time.Now())
+	for {
+		due, wait := d.take(time.Now())
+		if len(due.paths) > 0 || len(due.inodes) > 0 {
+			start := time.Now()
+			published, retry, err := f.update(ctx, due.paths, due.inodes)
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			if published {
+				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
+			}
+			d.done(due, published, retry, now)
+			d.rest(now.Add(restFactor * now.Sub(start)))
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case c, ok := <-events:
+			if !ok {
+				timer.Stop()
+				return context.Cause(ctx)
+			}
+			d.add(c, time.Now())
+		case <-timer.C:
+		case <-w.changed:
+			if now, err := w.lib.find(f.snapRef()); err != nil || now != f.at {
+				timer.Stop()
+				return errSuperseded
+			}
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// A change is one that was reported.
+type change struct {
+	path   string
+	below  bool
+	inodes []notify.Inode
+}
+
+// watch reports changes, from the moment when it returns; where they can't be watched,
+// it has all files looked at from time to time.
+func (w *following) watch(ctx context.Context, f *follower) <-chan change {
+	events := make(chan change, 1024)
+	send := func(c change) bool {
+		select {
+		case events <- c:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	watcher, err := w.open(f)
+	if err != nil {
+		w.log.Warn("changes can't be watched: all files are looked at from time to time", "error", err, "every", lookEvery)
+		go func() {
+			defer close(events)
+			tick := time.NewTicker(lookEvery)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
+				if !send(change{path: "/", below: true}) {
+					return
+				}
+			}
+		}()
+		return events
+	}
+	go func() {
+		defer close(events)
+		defer func() { _ = watcher.Close() }()
+		for {
+			got, err := watcher.Next(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				w.log.Info("all files are looked at", "reason", err)
+				if !send(change{path: "/", below: true}) {
+					return
+				}
+				if !errors.Is(err, notify.ErrLost) {
+					return
+				}
+			}
+			for _, e := range got {
+				if f.ignores(e.Path) {
+					continue
+				}
+				if !send(change{e.Path, e.Below, watcher.Inodes(e)}) {
+					return
+				}
+			}
+		}
+	}()
+	return events
+}
+
+func (w *following) open(f *follower) (*notify.Watcher, error) {
+	mounts, err := mountsBelow(f.index.root)
+	if err != nil {
+		return nil, err
+	}
+	var all []notify.Mount
+	for _, m := range mounts {
+		if m.real && !isPseudo(m.path) {
+			all = append(all, notify.Mount{Path: m.path, Host: m.host})
+		}
+	}
+	return notify.Open(all)
+}
+
+// dirty is what is to be looked at, and when.
+type dirty struct {
+	paths  map[string]bool // with all that is below?
+	inodes map[notify.Inode]bool
+	since  time.Time // of the first of them; zero: there is none
+	rested time.Time // not before
+	busy   map[string]busy
+}
+
+// busy is a path that was published, and how long it has to wait until it is again.
+type busy struct {
+	until time.Time
+	delay time.Duration
+}
+
+func newDirty() *dirty {
+	return &dirty{paths: map[string]bool{}, inodes: map[notify.Inode]bool{}, busy: map[string]busy{}}
+}
+
+func (d *dirty) add(c change, now time.Time) {
+	if d.since.IsZero() {
+		d.since = now
+	}
+	d.paths[c.path] = d.paths[c.path] || c.below
+	if dir := path.Dir(c.path); !d.paths[dir] {
+		d.paths[dir] = false // its time, if nothing else
+	}
+	for _, i := range c.inodes {
+		d.inodes[i] = true
+	}
+}
+
+func (d *dirty) rest(until time.Time) { d.rested = until }
+
+// take returns what is due, or how long it is until something may be.
+func (d *dirty) take(now time.Time) (due *dirty, wait time.Duration) {
+	due = newDirty()
+	wait = time.Hour
+	if d.since.IsZero() {
+		return due, wait
+	}
+	if first := later(d.since.Add(gatherFor), d.rested); now.Before(first) {
+		return due, first.Sub(now)
+	}
+	for p, below := range d.paths {
+		if b, ok := d.busy[p]; ok && now.Before(b.until) {
+			wait = min(wait, b.until.Sub(now))
+			continue
+		}
+		due.paths[p] = below
+		delete(d.paths, p)
+	}
+	due.inodes, d.inodes = d.inodes, due.inodes
+	if len(d.paths) == 0 {
+		d.since = time.Time{}
+	}
+	return due, wait
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// done notes what was looked at, so that what changes all the time is not looked at all
+// the time. Retry comes back.
+func (d *dirty) done(due *dirty, published bool, retry []string, now time.Time) {
+	for p, b := range d.busy {
+		if now.Sub(b.until) > b.delay {
+			delete(d.busy, p) // it has been quiet for as long as it had to wait
+		}
+	}
+	slow := func(p string) {
+		b := d.busy[p]
+		b.delay = min(max(2*b.delay, busyFirst), busyMost)
+		b.until = now.Add(b.delay)
+		d.busy[p] = b
+	}
+	if published {
+		for p := range due.paths {
+			if p != "/" {
+				slow(p)
+			}
+		}
+	}
+	for _, p := range retry {
+		slow(p)
+		d.add(change{path: p}, now)
+	}
+}

@@ -1,0 +1,91 @@
+package test
+
+import (
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"srvfs/test/world"
+)
+
+// srvd follows what changes: a standby that comes later gets what the source has now.
+func TestFollow(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/ && srvd capture other -q --exec 'nginx -g \"daemon off;\"' --probe http://127.0.0.1/")
+	_, log, err := s.source.Start(s.ctx, "srvd", "serve", "-v", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+
+	// Nothing has changed since the capture, whatever the running service logs: the
+	// first snapshot that comes is of the first change.
+	s.get(s.source, "/")
+	for n, change := range []string{
+		"echo changed > /var/www/html/index.html",
+		"echo new > /var/www/html/new.html",
+		"mkdir -p /var/www/html/deep/er && echo x > /var/www/html/deep/er/page.html",
+		"mv /var/www/html/deep /var/www/html/moved",
+		"ln /var/www/html/new.html /var/www/html/link.html && echo more >> /var/www/html/link.html",
+		"chmod 600 /var/www/html/new.html",
+		"rm -r /var/www/html/moved",
+		"printf 'server { listen 8081; root /var/www/html; }' > /etc/nginx/conf.d/more.conf",
+	} {
+		before := s.sequence("web")
+		if n == 0 && before != 1 {
+			t.Errorf("snapshot %d was published, and nothing had changed", before)
+		}
+		s.on(s.source, change)
+		s.await("a snapshot after "+change, func() bool { return s.sequence("web") > before })
+	}
+	// The last one may have come in two, as it was made: the view is what counts.
+	const look = "cd /mnt/view/var/www/html && find . | sort | tr '\\n' ' ' && cat index.html link.html && stat -c '%a %h' new.html && cat /mnt/view/etc/nginx/conf.d/more.conf"
+	const want = ". ./index.html ./index.nginx-debian.html ./link.html ./new.html changed\nnew\nmore\n600 2\nserver { listen 8081; root /var/www/html; }"
+	s.await("the view is what the source has", func() bool {
+		out, err := s.standby.Shell(s.ctx, "mkdir -p /mnt/view; srvfs mount "+s.source.Addr+"/web /mnt/view && ("+look+"); c=$?; srvfs umount /mnt/view; exit $c")
+		return err == nil && out == want
+	})
+	diff := s.on(s.source, "srvd diff web@1")
+	if !strings.Contains(diff, "/var/www/html/link.html") || strings.Contains(diff, "/var/log/nginx") {
+		t.Errorf("since the capture:\n%s", diff)
+	}
+	if out := s.on(s.source, "srvd why web /var/www/html/link.html"); !strings.Contains(out, "came into a folder") {
+		t.Errorf("why: %s", out)
+	}
+	if s.sequence("other") < 2 {
+		t.Error("the other service is not followed")
+	}
+
+	// A capture comes between, and is followed from then on.
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	before := s.sequence("web")
+	s.on(s.source, "echo again > /var/www/html/index.html")
+	s.await("a snapshot after the capture", func() bool { return s.sequence("web") > before })
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/web")
+	if got := s.get(s.standby, "/"); got != "again\n" {
+		t.Errorf("the standby serves %q", got)
+	}
+	s.on(s.standby, "srvfs remove web")
+	s.noResidue(s.standby)
+	s.endProcess(s.source, "srvd", "TERM")
+	if out := string(must(os.ReadFile(log))(t)); strings.Contains(out, "interrupted") || strings.Contains(out, "level=ERROR") {
+		t.Errorf("srvd says:\n%s", out)
+	}
+}
+
+// sequence is the number of the newest snapshot.
+func (s *site) sequence(service string) uint64 {
+	s.Helper()
+	var list []struct {
+		Service  string
+		Sequence uint64
+	}
+	s.check(json.Unmarshal([]byte(s.on(s.source, "srvd list --json")), &list))
+	for _, v := range list {
+		if v.Service == service {
+			return v.Sequence
+		}
+	}
+	s.Fatalf("no service %s: %+v", service, list)
+	return 0
+}
