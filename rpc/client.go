@@ -190,19 +190,47 @@ func (c *Client) list(ctx context.Context, what string, req *srvfspb.ListRequest
 	}
 	out := make([]ServiceInfo, 0, len(resp.GetServices()))
 	for _, v := range resp.GetServices() {
-		d, err := manifest.DigestFromBytes(v.GetDigest())
-		if err == nil && (!manifest.ValidService(v.GetName()) || v.GetSequence() == 0) {
-			err = fmt.Errorf("service %.80q with sequence number %d: %w", v.GetName(), v.GetSequence(), manifest.ErrInvalid)
-		}
+		info, err := decodeInfo(v)
 		if err != nil {
 			return nil, c.wrap(what, err)
 		}
-		out = append(out, ServiceInfo{
-			Name: v.GetName(), Sequence: v.GetSequence(), Created: time.Unix(0, v.GetCreated()), Digest: d,
-			Totals: manifest.Totals{Entries: v.GetEntries(), Files: v.GetFiles(), Bytes: v.GetBytes(), Dirs: v.GetDirs()},
-		})
+		out = append(out, info)
 	}
 	return out, nil
+}
+
+func decodeInfo(v *srvfspb.Service) (ServiceInfo, error) {
+	d, err := manifest.DigestFromBytes(v.GetDigest())
+	if err == nil && (!manifest.ValidService(v.GetName()) || v.GetSequence() == 0) {
+		err = fmt.Errorf("service %.80q with sequence number %d: %w", v.GetName(), v.GetSequence(), manifest.ErrInvalid)
+	}
+	return ServiceInfo{
+		Name: v.GetName(), Sequence: v.GetSequence(), Created: time.Unix(0, v.GetCreated()), Digest: d,
+		Totals: manifest.Totals{Entries: v.GetEntries(), Files: v.GetFiles(), Bytes: v.GetBytes(), Dirs: v.GetDirs()},
+	}, err
+}
+
+// Await waits until the newest snapshot of a service is not the one of the digest have,
+// and returns it; or that one, when the source has had nothing to say for half the
+// client's deadline: that it answers says that it lives.
+func (c *Client) Await(ctx context.Context, service string, have manifest.Digest) (ServiceInfo, error) {
+	what := "newest snapshot of " + service
+	var resp *srvfspb.Service
+	err := c.unary(ctx, what, func(ctx context.Context) (err error) {
+		resp, err = c.rpc.Await(ctx, &srvfspb.AwaitRequest{Service: service, Digest: have[:], Milliseconds: uint32(c.opts.deadline().Milliseconds() / 2)})
+		return err
+	})
+	if err != nil {
+		return ServiceInfo{}, err
+	}
+	info, err := decodeInfo(resp)
+	if err == nil && info.Name != service {
+		err = fmt.Errorf("it sent one of %s: %w", info.Name, manifest.ErrInvalid)
+	}
+	if err != nil {
+		return ServiceInfo{}, c.wrap(what, err)
+	}
+	return info, nil
 }
 
 // Missed tells the source which paths a service here looked for in vain: at most

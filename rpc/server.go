@@ -34,6 +34,9 @@ type ServiceInfo struct {
 type Provider interface {
 	// Services lists the published services.
 	Services(ctx context.Context) ([]ServiceInfo, error)
+	// Await returns the newest snapshot of a service as soon as its digest is not have,
+	// and in any case when ctx ends.
+	Await(ctx context.Context, service string, have manifest.Digest) (ServiceInfo, error)
 	// History lists the snapshots of a service that are kept, the latest first. The
 	// error wraps ErrNotFound if there is none.
 	History(ctx context.Context, service string) ([]ServiceInfo, error)
@@ -210,12 +213,46 @@ func (h handlers) List(ctx context.Context, req *srvfspb.ListRequest) (*srvfspb.
 		if !c.may(v.Name) {
 			continue
 		}
-		resp.Services = append(resp.Services, &srvfspb.Service{
-			Name: v.Name, Sequence: v.Sequence, Created: v.Created.UnixNano(), Digest: v.Digest[:],
-			Entries: v.Totals.Entries, Files: v.Totals.Files, Bytes: v.Totals.Bytes, Dirs: v.Totals.Dirs,
-		})
+		resp.Services = append(resp.Services, v.encode())
 	}
 	return resp, nil
+}
+
+func (v *ServiceInfo) encode() *srvfspb.Service {
+	return &srvfspb.Service{
+		Name: v.Name, Sequence: v.Sequence, Created: v.Created.UnixNano(), Digest: v.Digest[:],
+		Entries: v.Totals.Entries, Files: v.Totals.Files, Bytes: v.Totals.Bytes, Dirs: v.Totals.Dirs,
+	}
+}
+
+// awaitMost bounds how long a standby may have a call wait.
+const awaitMost = time.Minute
+
+func (h handlers) Await(ctx context.Context, req *srvfspb.AwaitRequest) (*srvfspb.Service, error) {
+	name, c := req.GetService(), callerOf(ctx)
+	if !manifest.ValidService(name) {
+		return nil, fmt.Errorf("service %.80q: not a service name: %w", name, manifest.ErrInvalid)
+	}
+	if !c.may(name) {
+		return nil, fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
+	}
+	var have manifest.Digest
+	if b := req.GetDigest(); len(b) > 0 {
+		var err error
+		if have, err = manifest.DigestFromBytes(b); err != nil {
+			return nil, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(time.Duration(req.GetMilliseconds())*time.Millisecond, awaitMost))
+	defer cancel()
+	v, err := h.srv.provider.Await(ctx, name, have)
+	if err != nil {
+		return nil, err
+	}
+	if !c.may(name) { // it may have been taken away meanwhile
+		return nil, fmt.Errorf("service %s: this host is not paired for it any more: %w", name, manifest.ErrDenied)
+	}
+	return v.encode(), nil
 }
 
 // maxAlong bounds the metadata that goes with a snapshot, in bytes before they are

@@ -34,6 +34,8 @@ type library struct {
 	stale    map[manifest.Digest]string            // path
 	missed   []string
 
+	published chan struct{} // closed, and replaced, when a snapshot was
+
 	// gate, if not nil, is asked before each read of a body after the first.
 	gate    func(ctx context.Context) error
 	bodies  atomic.Int64 // open ones
@@ -43,11 +45,12 @@ type library struct {
 
 func newLibrary(t testing.TB) *library {
 	l := &library{
-		sequence: 7,
-		snapshot: map[string][]byte{},
-		content:  map[string]map[manifest.Digest][]byte{"web": maps.Clone(someContents()), "mail": {}},
-		stale:    map[manifest.Digest]string{manifest.Sum([]byte("old")): "/etc/motd"},
-		closed:   make(chan struct{}, 1000),
+		published: make(chan struct{}),
+		sequence:  7,
+		snapshot:  map[string][]byte{},
+		content:   map[string]map[manifest.Digest][]byte{"web": maps.Clone(someContents()), "mail": {}},
+		stale:     map[manifest.Digest]string{manifest.Sum([]byte("old")): "/etc/motd"},
+		closed:    make(chan struct{}, 1000),
 	}
 	secret := []byte("only for mail")
 	l.content["mail"][manifest.Sum(secret)] = secret
@@ -89,6 +92,32 @@ func (l *library) Services(context.Context) ([]ServiceInfo, error) {
 		out = append(out, ServiceInfo{Name: name, Sequence: l.sequence, Created: time.Unix(1, 2), Digest: manifest.Sum(l.snapshot[name]), Totals: manifest.Totals{Entries: 4, Files: 3, Bytes: 2, Dirs: 1}})
 	}
 	return out, nil
+}
+
+func (l *library) Await(ctx context.Context, service string, have manifest.Digest) (ServiceInfo, error) {
+	for {
+		all, err := l.History(ctx, service)
+		if err != nil || all[0].Digest != have {
+			return append(all, ServiceInfo{})[0], err
+		}
+		l.mu.Lock()
+		published := l.published
+		l.mu.Unlock()
+		select {
+		case <-published:
+		case <-ctx.Done():
+			return all[0], nil
+		}
+	}
+}
+
+// publish replaces a snapshot.
+func (l *library) publish(service string, b []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.snapshot[service] = b
+	close(l.published)
+	l.published = make(chan struct{})
 }
 
 func (l *library) History(ctx context.Context, service string) ([]ServiceInfo, error) {

@@ -2,6 +2,7 @@ package test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -88,4 +89,54 @@ func (s *site) sequence(service string) uint64 {
 	}
 	s.Fatalf("no service %s: %+v", service, list)
 	return 0
+}
+
+// A standby that follows has what the source had a moment before it was lost.
+func TestStandbyFollows(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/web")
+	caughtUp := func(what string) {
+		t.Helper()
+		newest := s.sequence("web")
+		s.await(what, func() bool {
+			st := s.status("web")
+			return st.Sequence >= newest && st.Content.Detached && st.Reason == ""
+		})
+	}
+	caughtUp("the first snapshot is here")
+	for i := range 5 {
+		before := s.sequence("web")
+		s.on(s.source, fmt.Sprintf("echo %d > /var/www/html/index.html; head -c 700000 /dev/urandom > /var/www/html/large%d", i, i))
+		s.await("it is published", func() bool { return s.sequence("web") > before })
+		caughtUp("and is here")
+	}
+	// The daemon is killed, and goes on where it was.
+	s.endProcess(s.standby, "srvfs", "KILL")
+	before := s.sequence("web")
+	s.on(s.source, "echo last > /var/www/html/index.html")
+	s.await("it is published", func() bool { return s.sequence("web") > before })
+	caughtUp("and is here after the daemon was killed")
+	s.await("the page is", func() bool {
+		out, err := s.standby.Shell(s.ctx, "mkdir -p /mnt/v; srvfs mount "+s.source.Addr+"/web /mnt/v && cat /mnt/v/var/www/html/index.html; c=$?; srvfs umount /mnt/v; exit $c")
+		return err == nil && out == "last\n"
+	})
+	caughtUp("all is here")
+
+	// What comes after srvd is gone does not.
+	s.lose()
+	s.await("the loss is noticed", func() bool { return s.status("web").Reason != "" })
+	s.on(s.standby, "srvfs run "+s.source.Addr+"/web")
+	if got := s.get(s.standby, "/"); got != "last\n" {
+		t.Errorf("the standby serves %q", got)
+	}
+	s.on(s.standby, "srvfs unfollow web")
+	s.fails(s.standby, 3, "not followed here", "srvfs unfollow web")
+	s.fails(s.standby, 2, "the newest", "srvfs follow "+s.source.Addr+"/web@3")
+	s.on(s.standby, "srvfs remove web")
+	s.noResidue(s.standby)
 }

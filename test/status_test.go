@@ -19,6 +19,7 @@ type status struct {
 	State      string            `json:"state"`
 	Sequence   uint64            `json:"sequence"`
 	Mountpoint string            `json:"mountpoint"`
+	Reason     string            `json:"reason"`
 	LogFile    string            `json:"log_file"`
 	Reads      string            `json:"reads"`
 	Upcalls    map[string]uint64 `json:"upcalls"`

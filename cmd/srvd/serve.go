@@ -58,13 +58,15 @@ data that must be of one moment, stay what they were until the next capture.
 			}
 			log := p.log()
 			log.Info("serving", "address", l.Addr().String(), "fingerprint", id.Fingerprint().String())
-			server := rpc.NewServer(id, peers, provider{lib, live}, rpc.ServerOptions{Log: log})
+			offer := provider{lib, live, newNews()}
+			server := rpc.NewServer(id, peers, offer, rpc.ServerOptions{Log: log})
 			ctx, end := context.WithCancel(c.Context())
 			var work sync.WaitGroup
 			defer work.Wait()
 			defer end()
 			work.Go(func() {
 				err := lib.Watch(ctx, func() {
+					offer.news.tell()
 					if err := server.Pack(ctx); err != nil && ctx.Err() == nil {
 						log.Warn("starts on standbys will take longer", "error", err)
 					}
@@ -92,6 +94,53 @@ data that must be of one moment, stay what they were until the next capture.
 type provider struct {
 	lib  *capture.Library
 	live *capture.Live
+	news *news
+}
+
+// news tells all who wait that something was published.
+type news struct {
+	mu   sync.Mutex
+	next chan struct{} // closed with the next one
+}
+
+func newNews() *news { return &news{next: make(chan struct{})} }
+
+func (n *news) tell() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	close(n.next)
+	n.next = make(chan struct{})
+}
+
+func (n *news) wait() <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.next
+}
+
+func (p provider) Await(ctx context.Context, service string, have manifest.Digest) (rpc.ServiceInfo, error) {
+	for {
+		next := p.news.wait() // before it is looked
+		all, err := p.lib.History(service)
+		if err != nil {
+			return rpc.ServiceInfo{}, err
+		}
+		wait := all[0].Digest == have
+		if wait {
+			select {
+			case <-next:
+				continue
+			case <-ctx.Done():
+			}
+		}
+		infos, err := p.describe(all[:1])
+		if err != nil {
+			return rpc.ServiceInfo{}, err
+		}
+		if len(infos) > 0 {
+			return infos[0], nil
+		}
+	}
 }
 
 func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) {

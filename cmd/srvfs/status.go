@@ -56,6 +56,9 @@ NAME (of a service, or a mountpoint) it tells more.
 				if name == "" {
 					name = s.Mountpoint
 				}
+				if name == "" {
+					name = "-"
+				}
 				t := s.Content
 				_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", name, s.State, s.Source, s.Service, s.Sequence,
 					cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
@@ -65,6 +68,21 @@ NAME (of a service, or a mountpoint) it tells more.
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
+}
+
+// progress says how far a follow is.
+func progress(f *daemon.Following) string {
+	text := "nothing is here yet"
+	if f.Sequence > 0 {
+		text = fmt.Sprintf("snapshot %d is here", f.Sequence)
+	}
+	if f.Newest > f.Sequence {
+		text += fmt.Sprintf(", %d behind", f.Newest-f.Sequence)
+	}
+	if !f.Heard.IsZero() {
+		text += fmt.Sprintf("; the source was heard %s ago", cli.Took(time.Since(f.Heard)))
+	}
+	return text
 }
 
 // mostMissed bounds the missed paths that are printed.
@@ -83,9 +101,12 @@ func printStatus(out io.Writer, s *daemon.Status) {
 		_, _ = fmt.Fprintf(w, "%s\t%s\n", key, fmt.Sprintf(format, args...))
 	}
 	t := s.Content
-	if s.Name != "" {
+	switch {
+	case s.Name != "":
 		line("service", "%s, %s", s.Name, s.State)
-	} else {
+	case s.Following != nil:
+		line("followed", "%s", progress(s.Following))
+	default:
 		line("view", "%s", s.Mountpoint)
 	}
 	if s.Reason != "" {

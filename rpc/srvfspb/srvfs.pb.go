@@ -316,6 +316,66 @@ func (x *Service) GetDirs() uint64 {
 	return 0
 }
 
+type AwaitRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`              // of the encoded snapshot that the standby has; empty: none
+	Milliseconds  uint32                 `protobuf:"varint,3,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"` // how long at most
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitRequest) Reset() {
+	*x = AwaitRequest{}
+	mi := &file_srvfs_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitRequest) ProtoMessage() {}
+
+func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_srvfs_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
+func (*AwaitRequest) Descriptor() ([]byte, []int) {
+	return file_srvfs_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AwaitRequest) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *AwaitRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *AwaitRequest) GetMilliseconds() uint32 {
+	if x != nil {
+		return x.Milliseconds
+	}
+	return 0
+}
+
 type SnapshotRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -327,7 +387,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_srvfs_proto_msgTypes[5]
+	mi := &file_srvfs_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +399,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[5]
+	mi := &file_srvfs_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +412,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{5}
+	return file_srvfs_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SnapshotRequest) GetService() string {
@@ -388,7 +448,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_srvfs_proto_msgTypes[6]
+	mi := &file_srvfs_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -400,7 +460,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[6]
+	mi := &file_srvfs_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -413,7 +473,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{6}
+	return file_srvfs_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Range) GetDigest() []byte {
@@ -446,7 +506,7 @@ type FetchRequest struct {
 
 func (x *FetchRequest) Reset() {
 	*x = FetchRequest{}
-	mi := &file_srvfs_proto_msgTypes[7]
+	mi := &file_srvfs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +518,7 @@ func (x *FetchRequest) String() string {
 func (*FetchRequest) ProtoMessage() {}
 
 func (x *FetchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[7]
+	mi := &file_srvfs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +531,7 @@ func (x *FetchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchRequest.ProtoReflect.Descriptor instead.
 func (*FetchRequest) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{7}
+	return file_srvfs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *FetchRequest) GetRange() *Range {
@@ -490,7 +550,7 @@ type FetchBatchRequest struct {
 
 func (x *FetchBatchRequest) Reset() {
 	*x = FetchBatchRequest{}
-	mi := &file_srvfs_proto_msgTypes[8]
+	mi := &file_srvfs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +562,7 @@ func (x *FetchBatchRequest) String() string {
 func (*FetchBatchRequest) ProtoMessage() {}
 
 func (x *FetchBatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[8]
+	mi := &file_srvfs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +575,7 @@ func (x *FetchBatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchBatchRequest.ProtoReflect.Descriptor instead.
 func (*FetchBatchRequest) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{8}
+	return file_srvfs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FetchBatchRequest) GetRanges() []*Range {
@@ -534,7 +594,7 @@ type MeasureRequest struct {
 
 func (x *MeasureRequest) Reset() {
 	*x = MeasureRequest{}
-	mi := &file_srvfs_proto_msgTypes[9]
+	mi := &file_srvfs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +606,7 @@ func (x *MeasureRequest) String() string {
 func (*MeasureRequest) ProtoMessage() {}
 
 func (x *MeasureRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[9]
+	mi := &file_srvfs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +619,7 @@ func (x *MeasureRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MeasureRequest.ProtoReflect.Descriptor instead.
 func (*MeasureRequest) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{9}
+	return file_srvfs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *MeasureRequest) GetBytes() uint32 {
@@ -579,7 +639,7 @@ type MissedRequest struct {
 
 func (x *MissedRequest) Reset() {
 	*x = MissedRequest{}
-	mi := &file_srvfs_proto_msgTypes[10]
+	mi := &file_srvfs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +651,7 @@ func (x *MissedRequest) String() string {
 func (*MissedRequest) ProtoMessage() {}
 
 func (x *MissedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[10]
+	mi := &file_srvfs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +664,7 @@ func (x *MissedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissedRequest.ProtoReflect.Descriptor instead.
 func (*MissedRequest) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{10}
+	return file_srvfs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *MissedRequest) GetService() string {
@@ -630,7 +690,7 @@ type MissedResponse struct {
 
 func (x *MissedResponse) Reset() {
 	*x = MissedResponse{}
-	mi := &file_srvfs_proto_msgTypes[11]
+	mi := &file_srvfs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +702,7 @@ func (x *MissedResponse) String() string {
 func (*MissedResponse) ProtoMessage() {}
 
 func (x *MissedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[11]
+	mi := &file_srvfs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +715,7 @@ func (x *MissedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissedResponse.ProtoReflect.Descriptor instead.
 func (*MissedResponse) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{11}
+	return file_srvfs_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *MissedResponse) GetVerdicts() []byte {
@@ -681,7 +741,7 @@ type Piece struct {
 
 func (x *Piece) Reset() {
 	*x = Piece{}
-	mi := &file_srvfs_proto_msgTypes[12]
+	mi := &file_srvfs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +753,7 @@ func (x *Piece) String() string {
 func (*Piece) ProtoMessage() {}
 
 func (x *Piece) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[12]
+	mi := &file_srvfs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +766,7 @@ func (x *Piece) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Piece.ProtoReflect.Descriptor instead.
 func (*Piece) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{12}
+	return file_srvfs_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Piece) GetRaw() uint32 {
@@ -740,7 +800,7 @@ type Batch struct {
 
 func (x *Batch) Reset() {
 	*x = Batch{}
-	mi := &file_srvfs_proto_msgTypes[13]
+	mi := &file_srvfs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -752,7 +812,7 @@ func (x *Batch) String() string {
 func (*Batch) ProtoMessage() {}
 
 func (x *Batch) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[13]
+	mi := &file_srvfs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -765,7 +825,7 @@ func (x *Batch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Batch.ProtoReflect.Descriptor instead.
 func (*Batch) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{13}
+	return file_srvfs_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Batch) GetItems() []*Item {
@@ -790,7 +850,7 @@ type Item struct {
 
 func (x *Item) Reset() {
 	*x = Item{}
-	mi := &file_srvfs_proto_msgTypes[14]
+	mi := &file_srvfs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +862,7 @@ func (x *Item) String() string {
 func (*Item) ProtoMessage() {}
 
 func (x *Item) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[14]
+	mi := &file_srvfs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +875,7 @@ func (x *Item) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Item.ProtoReflect.Descriptor instead.
 func (*Item) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{14}
+	return file_srvfs_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Item) GetIndex() uint32 {
@@ -870,7 +930,7 @@ type Failure struct {
 
 func (x *Failure) Reset() {
 	*x = Failure{}
-	mi := &file_srvfs_proto_msgTypes[15]
+	mi := &file_srvfs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -882,7 +942,7 @@ func (x *Failure) String() string {
 func (*Failure) ProtoMessage() {}
 
 func (x *Failure) ProtoReflect() protoreflect.Message {
-	mi := &file_srvfs_proto_msgTypes[15]
+	mi := &file_srvfs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -895,7 +955,7 @@ func (x *Failure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Failure.ProtoReflect.Descriptor instead.
 func (*Failure) Descriptor() ([]byte, []int) {
-	return file_srvfs_proto_rawDescGZIP(), []int{15}
+	return file_srvfs_proto_rawDescGZIP(), []int{16}
 }
 
 var File_srvfs_proto protoreflect.FileDescriptor
@@ -921,7 +981,11 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04dirs\x18\b \x01(\x04R\x04dirs\"W\n" +
+	"\x04dirs\x18\b \x01(\x04R\x04dirs\"d\n" +
+	"\fAwaitRequest\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\"\n" +
+	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"W\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x0e\n" +
@@ -954,10 +1018,11 @@ const file_srvfs_proto_rawDesc = "" +
 	"\x04code\x18\x04 \x01(\rR\x04code\x12\x12\n" +
 	"\x04text\x18\x05 \x01(\tR\x04text\x12\x12\n" +
 	"\x04data\x18\x06 \x01(\fR\x04data\"\t\n" +
-	"\aFailure2\x96\x03\n" +
+	"\aFailure2\xca\x03\n" +
 	"\x05Srvfs\x125\n" +
 	"\x04Pair\x12\x15.srvfs.v1.PairRequest\x1a\x16.srvfs.v1.PairResponse\x125\n" +
-	"\x04List\x12\x15.srvfs.v1.ListRequest\x1a\x16.srvfs.v1.ListResponse\x128\n" +
+	"\x04List\x12\x15.srvfs.v1.ListRequest\x1a\x16.srvfs.v1.ListResponse\x122\n" +
+	"\x05Await\x12\x16.srvfs.v1.AwaitRequest\x1a\x11.srvfs.v1.Service\x128\n" +
 	"\bSnapshot\x12\x19.srvfs.v1.SnapshotRequest\x1a\x0f.srvfs.v1.Piece0\x01\x122\n" +
 	"\x05Fetch\x12\x16.srvfs.v1.FetchRequest\x1a\x0f.srvfs.v1.Piece0\x01\x12<\n" +
 	"\n" +
@@ -977,46 +1042,49 @@ func file_srvfs_proto_rawDescGZIP() []byte {
 	return file_srvfs_proto_rawDescData
 }
 
-var file_srvfs_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_srvfs_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_srvfs_proto_goTypes = []any{
 	(*PairRequest)(nil),       // 0: srvfs.v1.PairRequest
 	(*PairResponse)(nil),      // 1: srvfs.v1.PairResponse
 	(*ListRequest)(nil),       // 2: srvfs.v1.ListRequest
 	(*ListResponse)(nil),      // 3: srvfs.v1.ListResponse
 	(*Service)(nil),           // 4: srvfs.v1.Service
-	(*SnapshotRequest)(nil),   // 5: srvfs.v1.SnapshotRequest
-	(*Range)(nil),             // 6: srvfs.v1.Range
-	(*FetchRequest)(nil),      // 7: srvfs.v1.FetchRequest
-	(*FetchBatchRequest)(nil), // 8: srvfs.v1.FetchBatchRequest
-	(*MeasureRequest)(nil),    // 9: srvfs.v1.MeasureRequest
-	(*MissedRequest)(nil),     // 10: srvfs.v1.MissedRequest
-	(*MissedResponse)(nil),    // 11: srvfs.v1.MissedResponse
-	(*Piece)(nil),             // 12: srvfs.v1.Piece
-	(*Batch)(nil),             // 13: srvfs.v1.Batch
-	(*Item)(nil),              // 14: srvfs.v1.Item
-	(*Failure)(nil),           // 15: srvfs.v1.Failure
+	(*AwaitRequest)(nil),      // 5: srvfs.v1.AwaitRequest
+	(*SnapshotRequest)(nil),   // 6: srvfs.v1.SnapshotRequest
+	(*Range)(nil),             // 7: srvfs.v1.Range
+	(*FetchRequest)(nil),      // 8: srvfs.v1.FetchRequest
+	(*FetchBatchRequest)(nil), // 9: srvfs.v1.FetchBatchRequest
+	(*MeasureRequest)(nil),    // 10: srvfs.v1.MeasureRequest
+	(*MissedRequest)(nil),     // 11: srvfs.v1.MissedRequest
+	(*MissedResponse)(nil),    // 12: srvfs.v1.MissedResponse
+	(*Piece)(nil),             // 13: srvfs.v1.Piece
+	(*Batch)(nil),             // 14: srvfs.v1.Batch
+	(*Item)(nil),              // 15: srvfs.v1.Item
+	(*Failure)(nil),           // 16: srvfs.v1.Failure
 }
 var file_srvfs_proto_depIdxs = []int32{
 	4,  // 0: srvfs.v1.ListResponse.services:type_name -> srvfs.v1.Service
-	6,  // 1: srvfs.v1.FetchRequest.range:type_name -> srvfs.v1.Range
-	6,  // 2: srvfs.v1.FetchBatchRequest.ranges:type_name -> srvfs.v1.Range
-	14, // 3: srvfs.v1.Batch.items:type_name -> srvfs.v1.Item
+	7,  // 1: srvfs.v1.FetchRequest.range:type_name -> srvfs.v1.Range
+	7,  // 2: srvfs.v1.FetchBatchRequest.ranges:type_name -> srvfs.v1.Range
+	15, // 3: srvfs.v1.Batch.items:type_name -> srvfs.v1.Item
 	0,  // 4: srvfs.v1.Srvfs.Pair:input_type -> srvfs.v1.PairRequest
 	2,  // 5: srvfs.v1.Srvfs.List:input_type -> srvfs.v1.ListRequest
-	5,  // 6: srvfs.v1.Srvfs.Snapshot:input_type -> srvfs.v1.SnapshotRequest
-	7,  // 7: srvfs.v1.Srvfs.Fetch:input_type -> srvfs.v1.FetchRequest
-	8,  // 8: srvfs.v1.Srvfs.FetchBatch:input_type -> srvfs.v1.FetchBatchRequest
-	9,  // 9: srvfs.v1.Srvfs.Measure:input_type -> srvfs.v1.MeasureRequest
-	10, // 10: srvfs.v1.Srvfs.Missed:input_type -> srvfs.v1.MissedRequest
-	1,  // 11: srvfs.v1.Srvfs.Pair:output_type -> srvfs.v1.PairResponse
-	3,  // 12: srvfs.v1.Srvfs.List:output_type -> srvfs.v1.ListResponse
-	12, // 13: srvfs.v1.Srvfs.Snapshot:output_type -> srvfs.v1.Piece
-	12, // 14: srvfs.v1.Srvfs.Fetch:output_type -> srvfs.v1.Piece
-	13, // 15: srvfs.v1.Srvfs.FetchBatch:output_type -> srvfs.v1.Batch
-	12, // 16: srvfs.v1.Srvfs.Measure:output_type -> srvfs.v1.Piece
-	11, // 17: srvfs.v1.Srvfs.Missed:output_type -> srvfs.v1.MissedResponse
-	11, // [11:18] is the sub-list for method output_type
-	4,  // [4:11] is the sub-list for method input_type
+	5,  // 6: srvfs.v1.Srvfs.Await:input_type -> srvfs.v1.AwaitRequest
+	6,  // 7: srvfs.v1.Srvfs.Snapshot:input_type -> srvfs.v1.SnapshotRequest
+	8,  // 8: srvfs.v1.Srvfs.Fetch:input_type -> srvfs.v1.FetchRequest
+	9,  // 9: srvfs.v1.Srvfs.FetchBatch:input_type -> srvfs.v1.FetchBatchRequest
+	10, // 10: srvfs.v1.Srvfs.Measure:input_type -> srvfs.v1.MeasureRequest
+	11, // 11: srvfs.v1.Srvfs.Missed:input_type -> srvfs.v1.MissedRequest
+	1,  // 12: srvfs.v1.Srvfs.Pair:output_type -> srvfs.v1.PairResponse
+	3,  // 13: srvfs.v1.Srvfs.List:output_type -> srvfs.v1.ListResponse
+	4,  // 14: srvfs.v1.Srvfs.Await:output_type -> srvfs.v1.Service
+	13, // 15: srvfs.v1.Srvfs.Snapshot:output_type -> srvfs.v1.Piece
+	13, // 16: srvfs.v1.Srvfs.Fetch:output_type -> srvfs.v1.Piece
+	14, // 17: srvfs.v1.Srvfs.FetchBatch:output_type -> srvfs.v1.Batch
+	13, // 18: srvfs.v1.Srvfs.Measure:output_type -> srvfs.v1.Piece
+	12, // 19: srvfs.v1.Srvfs.Missed:output_type -> srvfs.v1.MissedResponse
+	12, // [12:20] is the sub-list for method output_type
+	4,  // [4:12] is the sub-list for method input_type
 	4,  // [4:4] is the sub-list for extension type_name
 	4,  // [4:4] is the sub-list for extension extendee
 	0,  // [0:4] is the sub-list for field type_name
@@ -1033,7 +1101,7 @@ func file_srvfs_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_srvfs_proto_rawDesc), len(file_srvfs_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

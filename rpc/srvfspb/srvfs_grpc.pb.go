@@ -24,6 +24,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Srvfs_Pair_FullMethodName       = "/srvfs.v1.Srvfs/Pair"
 	Srvfs_List_FullMethodName       = "/srvfs.v1.Srvfs/List"
+	Srvfs_Await_FullMethodName      = "/srvfs.v1.Srvfs/Await"
 	Srvfs_Snapshot_FullMethodName   = "/srvfs.v1.Srvfs/Snapshot"
 	Srvfs_Fetch_FullMethodName      = "/srvfs.v1.Srvfs/Fetch"
 	Srvfs_FetchBatch_FullMethodName = "/srvfs.v1.Srvfs/FetchBatch"
@@ -41,6 +42,9 @@ type SrvfsClient interface {
 	// List names the services that the peer may read, or the snapshots of one that
 	// are kept.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListResponse, error)
+	// Await answers when the newest snapshot of a service is another than the one that
+	// the standby has, or when it has waited for long enough.
+	Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*Service, error)
 	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
 	// profile leads through, as far as it is not much.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Piece], error)
@@ -78,6 +82,16 @@ func (c *srvfsClient) List(ctx context.Context, in *ListRequest, opts ...grpc.Ca
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ListResponse)
 	err := c.cc.Invoke(ctx, Srvfs_List_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *srvfsClient) Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*Service, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Service)
+	err := c.cc.Invoke(ctx, Srvfs_Await_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -180,6 +194,9 @@ type SrvfsServer interface {
 	// List names the services that the peer may read, or the snapshots of one that
 	// are kept.
 	List(context.Context, *ListRequest) (*ListResponse, error)
+	// Await answers when the newest snapshot of a service is another than the one that
+	// the standby has, or when it has waited for long enough.
+	Await(context.Context, *AwaitRequest) (*Service, error)
 	// Snapshot sends one encoded snapshot in pieces, and then metadata that its
 	// profile leads through, as far as it is not much.
 	Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[Piece]) error
@@ -208,6 +225,9 @@ func (UnimplementedSrvfsServer) Pair(context.Context, *PairRequest) (*PairRespon
 }
 func (UnimplementedSrvfsServer) List(context.Context, *ListRequest) (*ListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method List not implemented")
+}
+func (UnimplementedSrvfsServer) Await(context.Context, *AwaitRequest) (*Service, error) {
+	return nil, status.Error(codes.Unimplemented, "method Await not implemented")
 }
 func (UnimplementedSrvfsServer) Snapshot(*SnapshotRequest, grpc.ServerStreamingServer[Piece]) error {
 	return status.Error(codes.Unimplemented, "method Snapshot not implemented")
@@ -277,6 +297,24 @@ func _Srvfs_List_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SrvfsServer).List(ctx, req.(*ListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Srvfs_Await_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SrvfsServer).Await(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Srvfs_Await_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SrvfsServer).Await(ctx, req.(*AwaitRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -357,6 +395,10 @@ var Srvfs_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "List",
 			Handler:    _Srvfs_List_Handler,
+		},
+		{
+			MethodName: "Await",
+			Handler:    _Srvfs_Await_Handler,
 		},
 		{
 			MethodName: "Missed",

@@ -64,6 +64,10 @@ type provider struct {
 
 func (p provider) Services(context.Context) ([]rpc.ServiceInfo, error) { return nil, nil }
 
+func (p provider) Await(context.Context, string, manifest.Digest) (rpc.ServiceInfo, error) {
+	return rpc.ServiceInfo{}, manifest.ErrNotFound
+}
+
 func (p provider) History(context.Context, string) ([]rpc.ServiceInfo, error) { return nil, nil }
 
 func (p provider) Snapshot(_ context.Context, ref manifest.Ref) ([]byte, error) {

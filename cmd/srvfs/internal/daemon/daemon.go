@@ -71,6 +71,7 @@ type daemon struct {
 	retired  []*ways             // to addresses that a source has no more
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
+	follows  map[string]*follow  // by followRecord.name
 	locks    map[string]chan struct{}
 	copies   map[string]*store.Copies // by folder
 
@@ -94,7 +95,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := Clean(ctx, o.State, o.Log); err != nil {
 		o.Log.Warn("left by an earlier daemon", "error", err)
 	}
-	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{},
+	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{}, follows: map[string]*follow{},
 		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, changed: make(chan struct{}, 1)}
 	if d.identity, d.sources, err = OpenSources(o.State); err != nil {
 		return err
@@ -125,6 +126,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		if err := d.connect(); err != nil {
 			o.Log.Warn("connect to the sources", "error", err)
 		}
+	}
+	if err := d.resume(); err != nil {
+		o.Log.Warn("what was followed", "error", err)
 	}
 	d.untilIdle(ctx)
 	end()
@@ -163,7 +167,7 @@ func (d *daemon) untilIdle(ctx context.Context) {
 func (d *daemon) idle() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0
+	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0 && len(d.follows) == 0
 }
 
 // wake makes untilIdle look again.
@@ -268,7 +272,7 @@ func OpenSources(state string) (*rpc.Identity, *rpc.Sources, error) {
 func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
-		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp,
+		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {

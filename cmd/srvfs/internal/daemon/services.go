@@ -460,6 +460,9 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 		used[number{v.key, v.name, 0}], used[number{v.key, v.name, v.snapshot.Sequence}] = true, true
 		keep = append(keep, v.snapshot)
 	}
+	for _, f := range d.follows {
+		used[number{f.Key, f.Service, 0}], used[number{f.Key, f.Service, f.state.Sequence}] = true, true
+	}
 	d.mu.Unlock()
 	if gone != nil && !used[number{gone.Key, gone.Service, 0}] {
 		if err := d.store.RemoveSnapshots(gone.Key, gone.Service); err != nil {

@@ -96,6 +96,9 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 		if !errors.Is(offline, manifest.ErrUnavailable) {
 			d.Log.Warn("the source refuses; using the snapshot stored here", "source", source, "service", service, "error", offline)
 		}
+		if of.Newest() {
+			stored = d.complete(ctx, key, service, stored)
+		}
 		o := d.opened(key, d.read(source, w.demand, w))
 		o.snapshot, o.offline = stored, offline
 		return o, nil

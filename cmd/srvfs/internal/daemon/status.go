@@ -19,7 +19,7 @@ type Status struct {
 	Source     string      `json:"source"`
 	Service    string      `json:"service"` // its name on the source
 	Sequence   uint64      `json:"sequence"`
-	State      string      `json:"state"` // "running", "failed", "stopped", "mounted"
+	State      string      `json:"state"` // "running", "failed", "stopped", "mounted", "prefetched", "followed"
 	Reason     string      `json:"reason,omitempty"`
 	Since      time.Time   `json:"since,omitzero"`
 	Mountpoint string      `json:"mountpoint,omitempty"`
@@ -35,6 +35,8 @@ type Status struct {
 	// Missed are the paths that the service looked for in vain since it was started
 	// and that the source will have in its next snapshot.
 	Missed []string `json:"missed,omitempty"`
+	// Following tells how far the follow of a service is.
+	Following *Following `json:"following,omitempty"`
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
 	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
@@ -113,6 +115,11 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		return nil, err
 	}
 	all = append(all, unused...)
+	follows, err := d.followed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all = append(all, follows...)
 	slices.SortFunc(all, func(a, b Status) int {
 		return strings.Compare(a.Name+"\x00"+a.Mountpoint, b.Name+"\x00"+b.Mountpoint)
 	})
