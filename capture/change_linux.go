@@ -203,7 +203,8 @@ func equalPlain(a, b *manifest.Entry) bool {
 }
 
 // publish makes a snapshot of what has changed.
-func (u *updating) publish(edits []manifest.Edit) error {
+// With is the folder of copies, and their digests, if it has such.
+func (u *updating) publish(edits []manifest.Edit, with edition) error {
 	pages := metaSet{}
 	root, totals, err := manifest.Apply(u.ctx, u.live, u.snap.Root, u.snap.Totals, edits, pages.put)
 	if err != nil {
@@ -224,7 +225,8 @@ func (u *updating) publish(edits []manifest.Edit) error {
 	if err != nil {
 		return err
 	}
-	p, err := u.lib.publishChange(u.at, &snap, pages, entries)
+	with.meta = pages
+	p, err := u.lib.publishChange(u.at, &snap, with, entries)
 	if err != nil {
 		return err
 	}
@@ -338,7 +340,7 @@ func (u *updating) entries(edits []manifest.Edit) ([]Entry, error) {
 				x.Reasons = []Reason{{ClassData, "it came into a folder that is in as a whole"}}
 			}
 			if x.Type == manifest.File {
-				x.Size, x.Digest, x.Identity = e.Entry.Size, e.Entry.Digest, s.now.id
+				x.Size, x.Digest, x.Identity, x.Frozen = e.Entry.Size, e.Entry.Digest, s.now.id, s.now.frozen
 			}
 			out = append(out, x)
 		}

@@ -23,8 +23,8 @@ import (
 //
 // What belongs to the service was found when it was captured. Each path of the snapshot
 // is followed, and what comes into a folder that was taken with all that is in it.
-// What must be of one moment with other files (see frozen) stays what it was: it
-// takes a capture.
+// What must be of one moment with other files (see frozen) is looked at on its own, and
+// copied as a whole.
 type follower struct {
 	lib     *Library
 	live    *Live
@@ -119,7 +119,7 @@ func (f *follower) takes(p string) bool {
 
 // ignores reports whether nothing at p matters.
 func (f *follower) ignores(p string) bool {
-	return isPseudo(p) || matchAny(f.exclude, p) || f.ofAMoment(p)
+	return isPseudo(p) || matchAny(f.exclude, p)
 }
 
 // update looks at the paths given, with all that is below those of which that is said,
@@ -127,8 +127,8 @@ func (f *follower) ignores(p string) bool {
 // and publishes a snapshot if anything has changed. Retry are those that changed while
 // they were read.
 func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool) (published bool, retry []string, err error) {
-	u := &updating{follower: f, ctx: ctx, inodes: inodes, dirs: map[string][]manifest.Entry{}, seen: map[string]*looked{}}
-	u.hasher = newHasher(f.dir, f.cache, f.chunkList)
+	u := f.begin(ctx)
+	u.inodes = inodes
 	for p, below := range paths {
 		if err := u.visit(p, below); err != nil {
 			return false, nil, err
@@ -144,13 +144,19 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 	if len(edits) == 0 {
 		return false, retry, nil
 	}
-	err = u.publish(edits)
+	err = u.publish(edits, edition{})
 	if errors.Is(err, manifest.ErrInvalid) && !paths["/"] {
 		// They do not fit the tree, which a look at everything can't fail to do.
 		f.log.Warn("looking at all files", "service", f.at.Service, "reason", err)
 		return f.update(ctx, map[string]bool{"/": true}, nil)
 	}
 	return err == nil, retry, err
+}
+
+func (f *follower) begin(ctx context.Context) *updating {
+	u := &updating{follower: f, ctx: ctx, dirs: map[string][]manifest.Entry{}, seen: map[string]*looked{}}
+	u.hasher = newHasher(f.dir, f.cache, f.chunkList)
+	return u
 }
 
 // chunkList returns a chunk list that the library has, or nil.
@@ -170,6 +176,7 @@ type updating struct {
 	dirs   map[string][]manifest.Entry // of the snapshot, as far as they were read
 	seen   map[string]*looked
 	all    bool // everything was looked at
+	moment bool // what must be of one moment is looked at, and nothing else
 	inodes map[notify.Inode]bool
 }
 
@@ -214,13 +221,18 @@ func (u *updating) lookup(p string) (*manifest.Entry, error) {
 	return &all[i], nil
 }
 
+// passes reports whether this update does not look at a path.
+func (u *updating) passes(p string) bool {
+	return u.ignores(p) || u.ofAMoment(p) != u.moment
+}
+
 // visit looks at a path, and at all that is below it if it is asked to, or if that
 // can't be as it was.
 func (u *updating) visit(p string, below bool) error {
 	if err := u.ctx.Err(); err != nil {
 		return err
 	}
-	if s := u.seen[p]; s != nil && !below || u.ignores(p) {
+	if s := u.seen[p]; s != nil && !below || u.passes(p) {
 		return nil
 	}
 	old, err := u.lookup(p)
@@ -301,7 +313,7 @@ func (u *updating) content(p string, old *manifest.Entry) error {
 	}
 	var list []string
 	for name := range names {
-		if !u.ignores(path.Join(p, name)) {
+		if !u.passes(path.Join(p, name)) {
 			list = append(list, name)
 		}
 	}

@@ -2,6 +2,7 @@ package capture
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"srvfs/capture/notify"
+	"srvfs/manifest"
 	"srvfs/manifest/statcache"
 )
 
@@ -227,5 +229,86 @@ func TestFollowByEvents(t *testing.T) {
 			t.Fatal(retry)
 		}
 		g.same(f, lib)
+	}
+}
+
+// What must be of one moment is followed as a whole: all of it is as it was at one.
+func TestFollowOfAMoment(t *testing.T) {
+	root, state := t.TempDir(), t.TempDir()
+	for _, name := range []string{"table", "log", "still", "gone"} {
+		write(t, root+"/db/"+name, name+" then", 0o600)
+	}
+	write(t, root+"/etc/conf", "conf", 0o644)
+	c := freezing(t, root, state, Options{}, "/db/table", "/db/log", "/db/still", "/db/gone")
+	check(t, c.freeze(t.Context()))
+	tr := must(build(t.Context(), c.hasher, c.closure.items))(t)
+	snap := &manifest.Snapshot{
+		Service: "db", Sequence: 1, Created: 1, Source: "test", Root: tr.root, Totals: tr.totals,
+		Units: []manifest.Unit{{Name: "db", Kind: manifest.Simple, Start: []manifest.Command{{Argv: []string{"/bin/true"}}}}},
+	}
+	s := must(json.Marshal(scope{Folders: []string{"/db", "/etc"}}))(t)
+	must(c.library.publish(snap, edition{meta: tr.meta, index: must(tr.index(root))(t), scope: s, frozen: tr.frozenDigests(), copies: c.frozenFolder()}))(t)
+	live := c.library.Live()
+	defer live.Close()
+	f := must(newFollower(c.library, live, c.cache, slog.New(slog.DiscardHandler), "db"))(t)
+	defer f.close()
+	if yes, err := f.refreeze(t.Context()); yes || err != nil {
+		t.Errorf("nothing has changed: %v, %v", yes, err)
+	}
+
+	write(t, root+"/db/table", "table now, and longer", 0o600)
+	write(t, root+"/db/new", "new", 0o600)
+	check(t, os.Remove(root+"/db/gone"))
+	write(t, root+"/etc/conf", "changed", 0o644)
+	yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
+	if err != nil || !yes {
+		t.Fatal(yes, err)
+	}
+	if e := must(manifest.Lookup(t.Context(), live, &f.snap.Root, "/db/table"))(t); e.Digest != manifest.Sum([]byte("table then")) {
+		t.Error("data of one moment was followed file by file")
+	}
+	if yes, err := f.refreeze(t.Context()); err != nil || !yes {
+		t.Fatal(yes, err)
+	}
+	want := gather(t, root, nil)
+	if f.snap.Root.Digest != want.root.Digest || f.snap.Totals != want.totals {
+		t.Errorf("totals %+v, want %+v", f.snap.Totals, want.totals)
+	}
+	// It is served although the files have gone on.
+	for _, name := range []string{"table", "new", "log"} {
+		b := must(os.ReadFile(root + "/db/" + name))(t)
+		write(t, root+"/db/"+name, "later", 0o600)
+		if got, err := fetch(live, t, manifest.Sum(b), 0, -1); err != nil || string(got) != string(b) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+	if got := must(os.ReadDir(state + "/frozen"))(t); len(got) > 8 {
+		t.Errorf("%d copies are kept: %v", len(got), got)
+	}
+
+	// What goes on changing is of no moment, and what a command must hold still waits.
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = os.WriteFile(root+"/db/table", []byte(fmt.Sprint(i)), 0o600)
+			}
+		}
+	}()
+	before := f.at
+	yes, err = f.refreeze(t.Context())
+	close(stop)
+	<-ended
+	if !errors.Is(err, errNoMoment) && err != nil || errors.Is(err, errNoMoment) && f.at != before {
+		t.Errorf("%v, %v", yes, err)
+	}
+	f.scope.Hooks = true
+	if _, err := f.refreeze(t.Context()); !errors.Is(err, errHeld) {
+		t.Error(err)
 	}
 }

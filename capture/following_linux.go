@@ -26,6 +26,11 @@ const (
 	busyMost  = 30 * time.Second
 	// lookEvery is how often all files are looked at where nobody reports changes.
 	lookEvery = 30 * time.Second
+	// Data of one moment is copied a while after it has changed, and then not before so
+	// many times as long as that took have passed; where it can't be, much later.
+	momentFirst  = time.Second
+	momentFactor = 20
+	momentAgain  = 30 * time.Second
 	// againAfter is how long after a failure it is tried again.
 	againAfter = 10 * time.Second
 )
@@ -116,8 +121,19 @@ func (w *following) follow(ctx context.Context) error {
 	// What changes from now on is reported; what has changed before is looked for.
 	d := newDirty()
 	d.add(change{path: "/", below: true}, time.Now())
+	m := moments{due: time.Now().Add(momentFirst)}
 	for {
 		due, wait := d.take(time.Now())
+		if now := time.Now(); !m.due.IsZero() {
+			if !now.Before(m.due) {
+				if err := w.refreeze(ctx, f, &m); err != nil {
+					return err
+				}
+				d.put(due)
+				continue
+			}
+			wait = min(wait, m.due.Sub(now))
+		}
 		if len(due.paths) > 0 || len(due.inodes) > 0 {
 			start := time.Now()
 			published, retry, err := f.update(ctx, due.paths, due.inodes)
@@ -139,7 +155,11 @@ func (w *following) follow(ctx context.Context) error {
 				timer.Stop()
 				return context.Cause(ctx)
 			}
-			d.add(c, time.Now())
+			if f.ofAMoment(c.path) {
+				m.changed(time.Now())
+			} else {
+				d.add(c, time.Now())
+			}
 		case <-timer.C:
 		case <-w.changed:
 			if now, err := w.lib.find(f.snapRef()); err != nil || now != f.at {
@@ -152,6 +172,41 @@ func (w *following) follow(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+}
+
+// moments says when data of one moment is to be copied next.
+type moments struct {
+	due, rested time.Time // zero: it has not changed; not before
+	held        bool      // that it can't be was said
+}
+
+func (m *moments) changed(now time.Time) {
+	if m.due.IsZero() {
+		m.due = later(now.Add(momentFirst), m.rested)
+	}
+}
+
+// refreeze copies it. That it does not hold still ends nothing.
+func (w *following) refreeze(ctx context.Context, f *follower, m *moments) error {
+	start := time.Now()
+	published, err := f.refreeze(ctx)
+	now := time.Now()
+	m.due, m.rested = time.Time{}, now.Add(max(momentFirst, momentFactor*now.Sub(start)))
+	switch {
+	case errors.Is(err, errHeld):
+		if !m.held {
+			w.log.Warn("data is not followed", "reason", err)
+		}
+		m.held, m.rested = true, now.Add(time.Hour)
+	case errors.Is(err, errNoMoment):
+		w.log.Info("data is not followed for now", "reason", err)
+		m.due = now.Add(momentAgain)
+	case err != nil:
+		return err
+	case published:
+		w.log.Debug("followed data", "snapshot", f.at.Sequence, "took", now.Sub(start))
+	}
+	return nil
 }
 
 // A change is one that was reported.
@@ -266,6 +321,19 @@ func (d *dirty) add(c change, now time.Time) {
 	}
 	for _, i := range c.inodes {
 		d.inodes[i] = true
+	}
+}
+
+// put takes back what was taken and not looked at.
+func (d *dirty) put(due *dirty) {
+	for p, below := range due.paths {
+		d.paths[p] = d.paths[p] || below
+	}
+	for i := range due.inodes {
+		d.inodes[i] = true
+	}
+	if len(d.paths)+len(d.inodes) > 0 && d.since.IsZero() {
+		d.since = time.Now()
 	}
 }
 

@@ -13,11 +13,12 @@ import (
 	"srvfs/manifest"
 )
 
-// publishChange publishes snap, which follows on the newest snapshot at: meta is what
-// its tree has and that one's has not, and delta what its index says otherwise,
-// in the order of the paths. What it costs goes by the change, and not by the size of
+// publishChange publishes snap, which follows on the newest snapshot at: the metadata of
+// with is what its tree has and that one's has not, and delta what its index says
+// otherwise, in the order of the paths. The copies of what is frozen are those that at
+// has, unless with has others. What it costs goes by the change, and not by the size of
 // the service. The error is errSuperseded if at is not the newest any more.
-func (l *Library) publishChange(at Published, snap *manifest.Snapshot, meta metaSet, delta []Entry) (p Published, err error) {
+func (l *Library) publishChange(at Published, snap *manifest.Snapshot, with edition, delta []Entry) (p Published, err error) {
 	unlock, err := l.lock()
 	if err != nil {
 		return Published{}, err
@@ -39,7 +40,7 @@ func (l *Library) publishChange(at Published, snap *manifest.Snapshot, meta meta
 		return Published{}, errSuperseded
 	}
 	snap.Sequence = at.Sequence + 1
-	ed, err := l.pile(at, snap, meta, delta)
+	ed, err := l.pile(at, snap, with.meta, delta)
 	if err != nil {
 		return Published{}, err
 	}
@@ -49,7 +50,12 @@ func (l *Library) publishChange(at Published, snap *manifest.Snapshot, meta meta
 	if ed.scope, err = os.ReadFile(filepath.Join(l.folder(at), "scope")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Published{}, err
 	}
-	if ed.frozen, err = l.frozenList(at); err != nil {
+	if ed.frozen = with.frozen; with.copies == "" {
+		ed.frozen, err = l.frozenList(at)
+	} else {
+		err = l.adopt(with.copies, with.frozen)
+	}
+	if err != nil {
 		return Published{}, err
 	}
 	p = Published{Service: snap.Service, Sequence: snap.Sequence, Digest: manifest.Sum(ed.snapshot), Created: snap.Created}

@@ -28,6 +28,8 @@ type scope struct {
 	Exclude  []string `json:"exclude"` // the administrator's patterns
 	// Learn: any path, wherever it is.
 	Learn bool `json:"learn"`
+	// Hooks: the administrator has commands that make the data hold still.
+	Hooks bool `json:"hooks,omitempty"`
 }
 
 // maxScope bounds the file.
@@ -35,7 +37,7 @@ const maxScope = 16 << 20
 
 // scope returns what the capture has found to be the service's.
 func (c *capturing) scope() ([]byte, error) {
-	s := scope{Exclude: c.Exclude, Learn: c.Learn, Packages: slices.Sorted(maps.Keys(c.service.needed))}
+	s := scope{Exclude: c.Exclude, Learn: c.Learn, Hooks: c.Freeze != "", Packages: slices.Sorted(maps.Keys(c.service.needed))}
 	for _, id := range slices.Sorted(maps.Keys(c.closure.whole)) {
 		if c.service.needed[id] == "" {
 			s.Packages = append(s.Packages, id)

@@ -140,3 +140,36 @@ func TestStandbyFollows(t *testing.T) {
 	s.on(s.standby, "srvfs remove web")
 	s.noResidue(s.standby)
 }
+
+// A database is followed too, each time as of one moment: a standby that follows has the
+// rows that were written before its source was lost.
+func TestServicesFollowedDatabase(t *testing.T) {
+	s := bareSite(t, world.ServiceRoot("mariadb"), world.StandbyRoot)
+	s.service = "mariadb"
+	s.on(s.source, strings.Replace(jobNamed("mariadb").setup, "mysqladmin shutdown; wait", "", 1))
+	s.on(s.source, "srvd capture mariadb -q "+jobNamed("mariadb").capture)
+	_, log, err := s.source.Start(s.ctx, "srvd", "serve", "-v", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/mariadb")
+	s.on(s.source, "mysql -e \"insert into shop.t values (2, 'written later')\"")
+	// Each snapshot of the data is of a moment; that it is of one after the insert shows
+	// in the log file that the insert was written to.
+	const wal = "/var/lib/mysql/ib_logfile0"
+	sum := func() string { return strings.Fields(s.on(s.source, "sha256sum "+wal))[0] }
+	s.await("the standby has the rows", func() bool {
+		want := sum()
+		out, err := s.standby.Shell(s.ctx, "test -e /var/lib/srvfs/store/blobs/"+want)
+		st := s.status("mariadb")
+		return err == nil && out == "" && st.Content.Detached && st.Sequence == s.sequence("mariadb") && sum() == want
+	})
+	s.lose()
+	s.on(s.standby, "srvfs run --host-root '' "+s.source.Addr+"/mariadb && srvfs unfollow mariadb")
+	s.check(s.inRoot("mysql -N -e 'select name from shop.t order by id'", "written before\nwritten later\n"))
+	if out := string(must(os.ReadFile(log))(t)); strings.Contains(out, "interrupted") || strings.Contains(out, "level=ERROR") {
+		t.Errorf("srvd says:\n%s", out)
+	}
+	s.on(s.standby, "srvfs remove mariadb")
+	s.noResidue(s.standby)
+}
