@@ -35,18 +35,29 @@ func (u *updating) explain() error {
 			}
 		}
 		var others []string
-		for e, err := range u.index.entries() {
-			if err != nil {
-				return err
+		for p, s := range u.seen {
+			if s.entry == nil && s.old != nil {
+				e, err := u.index.find(p)
+				if err != nil {
+					return err
+				}
+				s.entry = e
 			}
-			s := u.seen[e.Path]
-			if s != nil {
-				s.entry = &e
+			if e := s.entry; e != nil && e.Type == manifest.File && s.old != nil && s.old.Link != 0 {
+				linked[notify.Inode{Dev: e.Identity.Dev, Ino: e.Identity.Ino}] = true
+			}
+			if !s.wasFolder() {
+				continue
 			}
 			// Of what went with a folder nothing was looked at: it may have had a name
 			// elsewhere.
-			if e.Type == manifest.File && (s != nil && s.old != nil && s.old.Link != 0 || s == nil && u.above(e.Path, (*looked).wasFolder)) {
-				linked[notify.Inode{Dev: e.Identity.Dev, Ino: e.Identity.Ino}] = true
+			for e, err := range u.index.inside(p) {
+				if err != nil {
+					return err
+				}
+				if e.Type == manifest.File && u.seen[e.Path] == nil {
+					linked[notify.Inode{Dev: e.Identity.Dev, Ino: e.Identity.Ino}] = true
+				}
 			}
 		}
 		if len(linked) > 0 {
@@ -226,12 +237,12 @@ func (u *updating) publish(edits []manifest.Edit, with edition) error {
 		return err
 	}
 	with.meta = pages
-	p, err := u.lib.publishChange(u.at, &snap, with, entries)
+	p, err := u.lib.publishChange(u.at, u.index, &snap, with, entries)
 	if err != nil {
 		return err
 	}
 	u.at, u.snap = p, &snap
-	u.index, err = u.lib.layers(p)
+	u.index, err = u.index.next(u.lib, p)
 	return err
 }
 
@@ -346,22 +357,15 @@ func (u *updating) entries(edits []manifest.Edit) ([]Entry, error) {
 		}
 	}
 	// What was below a folder that is one no more has gone with it.
-	stood := map[string]bool{}
 	for _, e := range edits {
-		if u.seen[e.Path].wasFolder() {
-			stood[e.Path] = true
+		if !u.seen[e.Path].wasFolder() {
+			continue
 		}
-	}
-	if len(stood) > 0 {
-		for e, err := range u.index.entries() {
+		for below, err := range u.index.inside(e.Path) {
 			if err != nil {
 				return nil, err
 			}
-			gone := false
-			parents(e.Path, func(dir string) bool { gone = stood[dir]; return !gone })
-			if gone {
-				out = append(out, Entry{Path: e.Path, gone: true})
-			}
+			out = append(out, Entry{Path: below.Path, gone: true})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Entry) int { return cmp.Compare(a.Path, b.Path) })

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
+	"sync"
 
 	"srvfs/manifest"
 	"srvfs/manifest/statcache"
@@ -81,7 +83,22 @@ type index struct {
 	reasons []Reason
 	count   int
 	body    []byte
+
+	once  sync.Once
+	marks []indexMark // see mark
+	err   error
 }
+
+// An indexMark is a place from which entries can be decoded.
+type indexMark struct {
+	path   string // of the entry there
+	before string // of the one before it
+	off    int    // in body
+	number int
+}
+
+// markEvery is how many entries lie between two marks.
+const markEvery = 256
 
 // indexWriter encodes an index. Entries must come in the order of their paths.
 type indexWriter struct {
@@ -245,6 +262,55 @@ func (x *index) entries() iter.Seq2[Entry, error] {
 		if len(r.b) > 0 {
 			r.fail("%d bytes too many", len(r.b))
 			yield(Entry{}, r.err)
+		}
+	}
+}
+
+// mark finds the marks: all that is ever read of an index as a whole to find something.
+func (x *index) mark() error {
+	x.once.Do(func() {
+		r := indexReader{b: x.body}
+		var path []byte
+		for i := range x.count {
+			off, before := len(x.body)-len(r.b), string(path)
+			e := x.entry(&r, &path, i == 0)
+			if x.err = r.err; x.err != nil {
+				return
+			}
+			if i%markEvery == 0 {
+				x.marks = append(x.marks, indexMark{e.Path, before, off, i})
+			}
+		}
+	})
+	return x.err
+}
+
+// from yields the entries from the path p on, whether there is one of that path or not.
+func (x *index) from(p string) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		if err := x.mark(); err != nil {
+			yield(Entry{}, err)
+			return
+		}
+		i, ok := slices.BinarySearchFunc(x.marks, p, func(m indexMark, p string) int { return strings.Compare(m.path, p) })
+		if !ok {
+			i--
+		}
+		m := indexMark{}
+		if i >= 0 {
+			m = x.marks[i]
+		}
+		r := indexReader{b: x.body[m.off:]}
+		path := []byte(m.before)
+		for n := m.number; n < x.count; n++ {
+			e := x.entry(&r, &path, n == 0)
+			if r.err != nil {
+				yield(Entry{}, r.err)
+				return
+			}
+			if e.Path >= p && !yield(e, nil) {
+				return
+			}
 		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"srvfs/manifest"
 )
@@ -74,6 +76,64 @@ func (x *layered) entries() iter.Seq2[Entry, error] {
 			}
 		}
 	}
+}
+
+// find returns what is there at a path, or nil.
+func (x *layered) find(p string) (*Entry, error) {
+	for _, one := range x.layers {
+		for e, err := range one.from(p) {
+			switch {
+			case err != nil:
+				return nil, err
+			case e.Path == p && e.gone:
+				return nil, nil
+			case e.Path == p:
+				return &e, nil
+			}
+			break
+		}
+	}
+	return nil, nil
+}
+
+// inside yields what is there below a folder, in the order of the paths.
+func (x *layered) inside(dir string) iter.Seq2[Entry, error] {
+	all := make([]iter.Seq2[Entry, error], len(x.layers))
+	for i, one := range x.layers {
+		all[i] = one.from(dir + "/")
+	}
+	return func(yield func(Entry, error) bool) {
+		for e, err := range merge(all...) {
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			if !strings.HasPrefix(e.Path, dir+"/") {
+				return
+			}
+			if !e.gone && !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// next returns the index of a snapshot that was published on this one.
+func (x *layered) next(l *Library, p Published) (*layered, error) {
+	top, err := l.index(p)
+	if err != nil {
+		return nil, err
+	}
+	now := &layered{root: top.root, layers: []*index{top}, sequences: []uint64{p.Sequence}}
+	if top.base == 0 {
+		return now, nil
+	}
+	i := slices.Index(x.sequences, top.base)
+	if i < 0 {
+		return l.layers(p)
+	}
+	now.layers, now.sequences = append(now.layers, x.layers[i:]...), append(now.sequences, x.sequences[i:]...)
+	return now, nil
 }
 
 // merge yields the entries of several layers, the uppermost first, in the order of the

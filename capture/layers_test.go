@@ -69,6 +69,26 @@ func TestLayers(t *testing.T) {
 			if !reflect.DeepEqual(got, want) {
 				t.Fatalf("snapshot %d reads otherwise than it was published", p.Sequence)
 			}
+			for range 20 {
+				w := want[rng.IntN(len(want))]
+				if e := must(x.find(w.Path))(t); e == nil || !reflect.DeepEqual(*e, w) {
+					t.Fatalf("%s is found as %+v, want %+v", w.Path, e, w)
+				}
+				if e := must(x.find(w.Path + "-"))(t); e != nil {
+					t.Fatalf("%s- is found as %+v", w.Path, e)
+				}
+				i := slices.IndexFunc(want, func(e Entry) bool { return strings.HasPrefix(e.Path, w.Path+"/") })
+				for e, err := range x.inside(w.Path) {
+					check(t, err)
+					if !reflect.DeepEqual(e, want[i]) {
+						t.Fatalf("in %s: %+v, want %+v", w.Path, e, want[i])
+					}
+					i++
+				}
+				if i >= 0 && i < len(want) && strings.HasPrefix(want[i].Path, w.Path+"/") {
+					t.Fatalf("in %s: %s is missing", w.Path, want[i].Path)
+				}
+			}
 			// Its pages are all there.
 			for d, b := range published[p.Sequence].meta {
 				if got := must(fetch(live, t, d, 0, -1))(t); string(got) != string(b) {

@@ -15,10 +15,10 @@ import (
 
 // publishChange publishes snap, which follows on the newest snapshot at: the metadata of
 // with is what its tree has and that one's has not, and delta what its index says
-// otherwise, in the order of the paths. The copies of what is frozen are those that at
+// otherwise than that one's, x, in the order of the paths. The copies of what is frozen are those that at
 // has, unless with has others. What it costs goes by the change, and not by the size of
 // the service. The error is errSuperseded if at is not the newest any more.
-func (l *Library) publishChange(at Published, snap *manifest.Snapshot, with edition, delta []Entry) (p Published, err error) {
+func (l *Library) publishChange(at Published, x *layered, snap *manifest.Snapshot, with edition, delta []Entry) (p Published, err error) {
 	unlock, err := l.lock()
 	if err != nil {
 		return Published{}, err
@@ -40,7 +40,7 @@ func (l *Library) publishChange(at Published, snap *manifest.Snapshot, with edit
 		return Published{}, errSuperseded
 	}
 	snap.Sequence = at.Sequence + 1
-	ed, err := l.pile(at, snap, with.meta, delta)
+	ed, err := l.pile(at, x, snap, with.meta, delta)
 	if err != nil {
 		return Published{}, err
 	}
@@ -64,11 +64,7 @@ func (l *Library) publishChange(at Published, snap *manifest.Snapshot, with edit
 
 // pile makes the layer of a snapshot that follows on another: with so many of those
 // below folded into it that it is at most half as large as the one that it lies on.
-func (l *Library) pile(at Published, snap *manifest.Snapshot, meta metaSet, delta []Entry) (ed edition, err error) {
-	x, err := l.layers(at)
-	if err != nil {
-		return ed, err
-	}
+func (l *Library) pile(at Published, x *layered, snap *manifest.Snapshot, meta metaSet, delta []Entry) (ed edition, err error) {
 	above := []iter.Seq2[Entry, error]{func(yield func(Entry, error) bool) {
 		for _, e := range delta {
 			if !yield(e, nil) {
