@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path"
 	"path/filepath"
@@ -35,10 +36,28 @@ const (
 	againAfter = 10 * time.Second
 )
 
+// A FollowState tells how a service is followed.
+type FollowState struct {
+	// Watched: the kernel reports changes. If not, all files are looked at every 30
+	// seconds, or it is interrupted.
+	Watched bool `json:"watched"`
+	// Reason says why it is not watched, or is interrupted.
+	Reason string `json:"reason,omitempty"`
+	// Data says why data of one moment is not followed; empty if it is.
+	Data string `json:"data,omitempty"`
+}
+
 // Follow publishes a new snapshot of each service of the library whenever its files
 // have changed, until ctx ends. Services that are captured or removed meanwhile are
-// taken in, or let go.
-func (l *Library) Follow(ctx context.Context, log *slog.Logger) error {
+// taken in, or let go. Report is called, by one goroutine at a time, when it is to be
+// told how a service is followed; with nil, that it is no more.
+func (l *Library) Follow(ctx context.Context, log *slog.Logger, report func(service string, s *FollowState)) error {
+	var mu sync.Mutex
+	tell := func(service string, s *FollowState) {
+		mu.Lock()
+		defer mu.Unlock()
+		report(service, s)
+	}
 	cache, err := statcache.Open(filepath.Join(l.dir, "digests"))
 	if err != nil {
 		return err
@@ -67,7 +86,9 @@ func (l *Library) Follow(ctx context.Context, log *slog.Logger) error {
 				ctx, cancel := context.WithCancel(ctx)
 				r = running{cancel, make(chan struct{}, 1)}
 				all[p.Service] = r
-				work.Go(func() { (&following{l, live, cache, log.With("service", p.Service), p.Service, r.at}).run(ctx) })
+				work.Go(func() {
+					(&following{lib: l, live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
+				})
 			}
 			select {
 			case r.at <- struct{}{}:
@@ -78,6 +99,7 @@ func (l *Library) Follow(ctx context.Context, log *slog.Logger) error {
 			if !there[name] {
 				r.cancel()
 				delete(all, name)
+				tell(name, nil)
 			}
 		}
 	})
@@ -91,6 +113,22 @@ type following struct {
 	log     *slog.Logger
 	service string
 	changed <-chan struct{} // another snapshot may have been published
+	report  func(string, *FollowState)
+
+	mu    sync.Mutex
+	state FollowState
+}
+
+// tell changes what is told of it.
+func (w *following) tell(change func(*FollowState)) {
+	w.mu.Lock()
+	was := w.state
+	change(&w.state)
+	now := w.state
+	w.mu.Unlock()
+	if now != was {
+		w.report(w.service, &now)
+	}
 }
 
 func (w *following) run(ctx context.Context) {
@@ -100,6 +138,7 @@ func (w *following) run(ctx context.Context) {
 			continue
 		}
 		w.log.Warn("following is interrupted", "error", err)
+		w.tell(func(s *FollowState) { s.Watched, s.Reason = false, "interrupted: "+err.Error() })
 		select {
 		case <-time.After(againAfter):
 		case <-w.changed:
@@ -192,6 +231,11 @@ func (w *following) refreeze(ctx context.Context, f *follower, m *moments) error
 	published, err := f.refreeze(ctx)
 	now := time.Now()
 	m.due, m.rested = time.Time{}, now.Add(max(momentFirst, momentFactor*now.Sub(start)))
+	w.tell(func(s *FollowState) {
+		if s.Data = ""; err != nil {
+			s.Data = err.Error()
+		}
+	})
 	switch {
 	case errors.Is(err, errHeld):
 		if !m.held {
@@ -229,6 +273,11 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 		}
 	}
 	watcher, err := w.open(f)
+	w.tell(func(s *FollowState) {
+		if s.Watched, s.Reason = err == nil, ""; err != nil {
+			s.Reason = fmt.Sprintf("all files are looked at every %v: %v", lookEvery, err)
+		}
+	})
 	if err != nil {
 		w.log.Warn("changes can't be watched: all files are looked at from time to time", "error", err, "every", lookEvery)
 		go func() {

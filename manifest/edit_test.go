@@ -199,3 +199,40 @@ func TestApplyLinks(t *testing.T) {
 		t.Error(got, err)
 	}
 }
+
+// One name more in a folder of 100,000 makes few new pages: what a standby fetches.
+func TestApplyMovesLittle(t *testing.T) {
+	src := &shelf{all: map[Digest][]byte{}}
+	queue := make([]Entry, 0, 100_000)
+	for i := range 100_000 {
+		e := fileOf("x")
+		e.Name = fmt.Sprintf("%08d.mail.example.org", i)
+		queue = append(queue, e)
+	}
+	put := func(d Digest, b []byte) error { src.all[d] = b; return nil }
+	d, err := EncodeDirectory(queue, put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := EncodeDirectory([]Entry{{Name: "queue", Type: Dir, Links: 2, Digest: d}}, put)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, totals := Entry{Type: Dir, Links: 3, Digest: top}, Totals{Entries: 100_001, Files: 100_000, Bytes: 100_000, Dirs: 2}
+	for name, path := range map[string]string{"one more": "/queue/00050000.new", "one changed": "/queue/00070000.mail.example.org"} {
+		fresh := 0
+		e := fileOf("new")
+		if _, _, err := Apply(t.Context(), src, root, totals, []Edit{{path, &e}}, func(d Digest, b []byte) error {
+			if src.all[d] == nil {
+				fresh += len(b)
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%s: %d bytes of new pages", name, fresh)
+		if fresh > 64<<10 {
+			t.Errorf("%s: %d bytes", name, fresh)
+		}
+	}
+}

@@ -19,6 +19,7 @@ func TestFollow(t *testing.T) {
 	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
 	s.paired()
 
+	s.await("both services are watched", func() bool { return strings.Count(s.on(s.source, "srvd status"), "  watched\n") == 2 })
 	// Nothing has changed since the capture, whatever the running service logs: the
 	// first snapshot that comes is of the first change.
 	s.get(s.source, "/")
@@ -68,7 +69,13 @@ func TestFollow(t *testing.T) {
 	}
 	s.on(s.standby, "srvfs remove web")
 	s.noResidue(s.standby)
+	if out := s.on(s.source, "srvd status"); !strings.HasPrefix(out, "serving on [::]:7077 since ") {
+		t.Errorf("status: %s", out)
+	}
 	s.endProcess(s.source, "srvd", "TERM")
+	if out := s.on(s.source, "srvd status"); !strings.HasPrefix(out, "nobody serves") || strings.Contains(out, "watched") {
+		t.Errorf("status: %s", out)
+	}
 	if out := string(must(os.ReadFile(log))(t)); strings.Contains(out, "interrupted") || strings.Contains(out, "level=ERROR") {
 		t.Errorf("srvd says:\n%s", out)
 	}

@@ -59,6 +59,11 @@ data that must be of one moment, are copied as a whole; those that were captured
 			}
 			log := p.log()
 			log.Info("serving", "address", l.Addr().String(), "fingerprint", id.Fingerprint().String())
+			t, err := tell(p.state, l.Addr().String(), follow, log)
+			if err != nil {
+				return errors.Join(err, l.Close())
+			}
+			defer t.close() // when nothing follows any more
 			offer := provider{lib, live, newNews()}
 			server := rpc.NewServer(id, peers, offer, rpc.ServerOptions{Log: log})
 			ctx, end := context.WithCancel(c.Context())
@@ -78,7 +83,7 @@ data that must be of one moment, are copied as a whole; those that were captured
 			})
 			if follow {
 				work.Go(func() {
-					if err := lib.Follow(ctx, log); err != nil {
+					if err := lib.Follow(ctx, log, t.follow); err != nil {
 						log.Error("changes are not followed", "error", err)
 					}
 				})
