@@ -36,6 +36,8 @@ type follower struct {
 	scope   *scope
 	exclude []Pattern
 	dir     *os.File // the root
+	// tops are the folders of the snapshot down to a depth of topDepth.
+	tops map[string]bool
 	// moments are the data folders that hold files of one moment, and such files
 	// elsewhere.
 	moments []string
@@ -46,7 +48,7 @@ var errSuperseded = errors.New("another snapshot was published meanwhile")
 
 // newFollower reads what the newest snapshot of service says. Its caller closes it.
 func newFollower(l *Library, live *Live, cache *statcache.Cache, log *slog.Logger, service string) (*follower, error) {
-	f := &follower{lib: l, live: live, cache: cache, log: log}
+	f := &follower{lib: l, live: live, cache: cache, log: log, tops: map[string]bool{"/": true}}
 	err := l.again(manifest.Ref{Service: service}, func(p Published) (err error) {
 		f.at = p
 		if f.index, err = l.layers(p); err != nil {
@@ -78,6 +80,9 @@ func newFollower(l *Library, live *Live, cache *statcache.Cache, log *slog.Logge
 	for e, err := range f.index.entries() {
 		if err != nil {
 			return nil, err
+		}
+		if e.Type == manifest.Dir && strings.Count(e.Path, "/") <= topDepth {
+			f.tops[e.Path] = true
 		}
 		if !e.Frozen || f.ofAMoment(e.Path) {
 			continue
@@ -115,6 +120,25 @@ func (f *follower) whole(dir string) bool {
 // comes.
 func (f *follower) takes(p string) bool {
 	return f.whole(path.Dir(p)) && !matchAny(secret, p) && !matchAny(key, p) && !matchAny(logs, p) && !matchAny(unwanted, p) && !f.ignores(p)
+}
+
+// topDepth is how deep a reported path is looked at before it is followed up. A file
+// system holds more than the service, and most of that lies in other folders.
+const topDepth = 3
+
+// far reports whether a path lies in a folder that the snapshot does not have, and that
+// would not be taken if it came.
+func (f *follower) far(p string) bool {
+	depth := 0
+	for i := 1; i < len(p) && depth < topDepth; i++ {
+		if p[i] != '/' {
+			continue
+		}
+		if depth++; !f.tops[p[:i]] {
+			return !f.whole(p[:i]) // all that is deeper is in such a folder as well, or in none
+		}
+	}
+	return false
 }
 
 // ignores reports whether nothing at p matters.

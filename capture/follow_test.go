@@ -232,6 +232,19 @@ func TestFollowByEvents(t *testing.T) {
 	}
 }
 
+// What is reported from elsewhere is passed over, and nothing else.
+func TestFollowFar(t *testing.T) {
+	f := &follower{tops: map[string]bool{"/": true, "/etc": true, "/etc/web": true, "/var": true, "/var/lib": true, "/var/lib/web": true}, scope: &scope{Folders: []string{"/var/lib/web", "/srv/new"}}}
+	for p, want := range map[string]bool{
+		"/": false, "/etc": false, "/work": false, "/etc/passwd": false, "/etc/web/conf": false, "/etc/other/conf": true, "/work/x/y": true, "/work/x": true,
+		"/var/lib/web/a/b/c": false, "/var/lib/other/x": true, "/srv/new/x/y": true, "/usr/lib/x/y/z": true,
+	} {
+		if got := f.far(p); got != want {
+			t.Errorf("%s is far: %v", p, got)
+		}
+	}
+}
+
 // What must be of one moment is followed as a whole: all of it is as it was at one.
 func TestFollowOfAMoment(t *testing.T) {
 	root, state := t.TempDir(), t.TempDir()

@@ -315,7 +315,7 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 				}
 			}
 			for _, e := range got {
-				if f.ignores(e.Path) {
+				if f.far(e.Path) || f.ignores(e.Path) {
 					continue
 				}
 				if !send(change{e.Path, e.Below, watcher.Inodes(e)}) {
