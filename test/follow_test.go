@@ -122,6 +122,9 @@ func TestStandbyFollows(t *testing.T) {
 		s.await("it is published", func() bool { return s.sequence("web") > before })
 		caughtUp("and is here")
 	}
+	if out := s.on(s.standby, "timeout --preserve-status -s INT 2.5 srvfs status --watch"); strings.Count(out, "followed") < 2 || !strings.Contains(out, "/web") {
+		t.Errorf("status --watch:\n%s", out)
+	}
 	// The daemon is killed, and goes on where it was.
 	s.endProcess(s.standby, "srvfs", "KILL")
 	before := s.sequence("web")

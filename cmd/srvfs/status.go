@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bytes"
+	"cmp"
+	"context"
 	"fmt"
 	"io"
+	"os"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
@@ -14,7 +19,7 @@ import (
 )
 
 func (p *program) statusCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	c := &cobra.Command{
 		Use:   "status [NAME]",
 		Short: "tell how services and views stand",
@@ -23,7 +28,7 @@ their content is local (this host's own files), in the store, or missing. With a
 NAME (of a service, or a mountpoint) it tells more.
 
 ` + cli.Codes,
-		Example: "  srvfs status\n  srvfs status web\n  srvfs status --json",
+		Example: "  srvfs status\n  srvfs status web\n  srvfs status web --watch\n  srvfs status --json",
 		Args:    cli.Args(0, 1, "a NAME at most"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
@@ -33,39 +38,23 @@ NAME (of a service, or a mountpoint) it tells more.
 			if len(args) == 1 {
 				call.Name = args[0]
 			}
-			var all []daemon.Status
-			if err := p.do(c.Context(), "status", call, nil, &all); err != nil {
-				return err
-			}
-			switch {
-			case asJSON:
-				return cli.JSON(c.OutOrStdout(), all)
-			case len(all) == 0:
-				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvfs: nothing is mounted or runs here")
-				return nil
-			case call.Name != "":
-				for i := range all {
-					printStatus(c.OutOrStdout(), &all[i])
+			show := func(out io.Writer) error {
+				var all []daemon.Status
+				if err := p.do(c.Context(), "status", call, nil, &all); err != nil {
+					return err
 				}
-				return nil
-			}
-			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tDETACHED\tPREPARED")
-			for _, s := range all {
-				name := s.Name
-				if name == "" {
-					name = s.Mountpoint
+				if asJSON {
+					return cli.JSON(out, all)
 				}
-				if name == "" {
-					name = "-"
-				}
-				t := s.Content
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", name, s.State, s.Source, s.Service, s.Sequence,
-					cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
+				return printAll(out, c.ErrOrStderr(), all, call.Name != "")
 			}
-			return w.Flush()
+			if !watch {
+				return show(c.OutOrStdout())
+			}
+			return repeat(c.Context(), c.OutOrStdout(), show)
 		},
 	}
+	c.Flags().BoolVar(&watch, "watch", false, "show it anew each second, until interrupted")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return c
 }
@@ -83,6 +72,62 @@ func progress(f *daemon.Following) string {
 		text += fmt.Sprintf("; the source was heard %s ago", cli.Took(time.Since(f.Heard)))
 	}
 	return text
+}
+
+// printAll prints a table, or all that is known of each.
+func printAll(out, errs io.Writer, all []daemon.Status, whole bool) error {
+	if len(all) == 0 {
+		_, _ = fmt.Fprintln(errs, "srvfs: nothing is mounted or runs here")
+		return nil
+	}
+	if whole {
+		for i := range all {
+			printStatus(out, &all[i])
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tDETACHED\tPREPARED")
+	for _, s := range all {
+		t := s.Content
+		state := s.State
+		if f := s.Following; f != nil && f.Newest > f.Sequence {
+			state = fmt.Sprintf("%s, %d behind", state, f.Newest-f.Sequence)
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, s.Mountpoint, "-"), state, s.Source, s.Service, s.Sequence,
+			cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
+	}
+	return w.Flush()
+}
+
+// repeat shows something each second, on a terminal in the same place, until ctx ends.
+func repeat(ctx context.Context, out io.Writer, show func(io.Writer) error) error {
+	place := ""
+	if f, ok := out.(*os.File); ok {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
+			place = "\x1b[H\x1b[J" // to the corner, and clear
+		}
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		var b bytes.Buffer
+		err := show(&b)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(out, "%s%s\n%s", place, time.Now().Format(time.TimeOnly), b.Bytes()); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // mostMissed bounds the missed paths that are printed.
