@@ -168,13 +168,41 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 	if len(edits) == 0 {
 		return false, retry, nil
 	}
-	err = u.publish(edits, edition{})
+	// Now, when all was looked at: what goes away from here on was not.
+	if err = f.mounted(); err == nil {
+		err = u.publish(edits, edition{})
+	}
 	if errors.Is(err, manifest.ErrInvalid) && !paths["/"] {
 		// They do not fit the tree, which a look at everything can't fail to do.
 		f.log.Warn("looking at all files", "service", f.at.Service, "reason", err)
 		return f.update(ctx, map[string]bool{"/": true}, nil)
 	}
 	return err == nil, retry, err
+}
+
+// errUnmounted: a file system of the service is not there. What is missing then has not
+// been deleted.
+var errUnmounted = errors.New("not mounted")
+
+// mounted fails if one of the snapshot's file systems is not there.
+func (f *follower) mounted() error {
+	if len(f.scope.Mounts) == 0 {
+		return nil
+	}
+	now, err := mountsBelow(f.index.root)
+	if err != nil {
+		return err
+	}
+	for _, p := range f.scope.Mounts {
+		there := slices.ContainsFunc(now, func(m sourceMount) bool { return m.path == p && m.real })
+		if p == "/" {
+			there = mountedAt(f.index.root)
+		}
+		if !there {
+			return fmt.Errorf("the file system of %s: %w: nothing is published until it is, or the service is captured without it", path.Join(f.index.root, p), errUnmounted)
+		}
+	}
+	return nil
 }
 
 func (f *follower) begin(ctx context.Context) *updating {

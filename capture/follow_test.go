@@ -325,3 +325,43 @@ func TestFollowOfAMoment(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is missing since a file system is not mounted has not been deleted.
+func TestFollowUnmounted(t *testing.T) {
+	root := t.TempDir()
+	write(t, root+"/etc/conf", "conf", 0o644)
+	check(t, os.Mkdir(root+"/srv", 0o755))
+	mount := func() {
+		t.Helper()
+		check(t, unix.Mount("tmpfs", root+"/srv", "tmpfs", 0, "size=1m"))
+	}
+	mount()
+	t.Cleanup(func() { _ = unix.Unmount(root+"/srv", unix.MNT_DETACH) })
+	write(t, root+"/srv/data", "data", 0o644)
+	lib := must(OpenLibrary(t.TempDir()))(t)
+	publishScoped(t, lib, "web", root, scope{Folders: []string{"/etc", "/srv"}, Mounts: []string{"/srv"}})
+	live := lib.Live()
+	defer live.Close()
+	cache := must(statcache.Open(filepath.Join(t.TempDir(), "digests")))(t)
+	f := must(newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"))(t)
+	defer f.close()
+	look := func() (bool, error) {
+		yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
+		return yes, err
+	}
+	if yes, err := look(); yes || err != nil {
+		t.Fatal(yes, err)
+	}
+	check(t, unix.Unmount(root+"/srv", 0))
+	yes, err := look()
+	if yes || !errors.Is(err, errUnmounted) || !strings.Contains(err.Error(), root+"/srv") {
+		t.Errorf("published %v, %v", yes, err)
+	}
+	if p := must(lib.find(f.snapRef()))(t); p.Sequence != 1 {
+		t.Errorf("snapshot %d", p.Sequence)
+	}
+	mount() // another one, which is empty: that counts
+	if yes, err := look(); !yes || err != nil {
+		t.Error(yes, err)
+	}
+}

@@ -175,6 +175,9 @@ func TestRetain(t *testing.T) {
 	for i := range 40 { // one every six hours, the latest first
 		all = append(all, Published{Service: "web", Sequence: uint64(40 - i), Created: now.Add(-time.Duration(i) * 6 * time.Hour).UnixNano()})
 	}
+	for i := range 600 { // one every ten seconds
+		all = append(all, Published{Service: "quick", Sequence: uint64(600 - i), Created: now.Add(-time.Duration(i) * 10 * time.Second).UnixNano()})
+	}
 	all = append(all, Published{Service: "zone", Sequence: 1})
 	var got []string
 	for _, p := range retain(all, now) {
@@ -182,7 +185,7 @@ func TestRetain(t *testing.T) {
 	}
 	// Ten, which reach back to the 18th; then the last of the 17th to the 14th, and
 	// of the 13th, which is within a week of the 20th.
-	want := strings.Fields("web40 web39 web38 web37 web36 web35 web34 web33 web32 web31 web29 web25 web21 web17 web13 zone1")
+	want := strings.Fields("web40 web39 web38 web37 web36 web35 web34 web33 web32 web31 web29 web25 web21 web17 web13 quick600 quick599 quick598 quick597 quick596 quick595 quick594 quick593 quick592 quick591 quick239 zone1")
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}

@@ -87,5 +87,8 @@ func (f *follower) refreeze(ctx context.Context) (published bool, err error) {
 			with.frozen = append(with.frozen, s.now.entry.Digest)
 		}
 	}
+	if err := f.mounted(); err != nil {
+		return false, err
+	}
 	return true, u.publish(edits, with)
 }

@@ -51,6 +51,13 @@ func arrangeMounts(root string, infos []*mountinfo.Info) []sourceMount {
 	return append([]sourceMount{{path: "/", host: root, real: true}}, mounts...)
 }
 
+// mountedAt reports whether something other than this host's own root is mounted at a
+// path of this host.
+func mountedAt(p string) bool {
+	yes, err := mountinfo.Mounted(p)
+	return p != "/" && err == nil && yes
+}
+
 // mountOf returns the mount that the canonical path p lies on.
 func mountOf(mounts []sourceMount, p string) *sourceMount {
 	best := &mounts[0]

@@ -28,6 +28,9 @@ type scope struct {
 	Exclude  []string `json:"exclude"` // the administrator's patterns
 	// Learn: any path, wherever it is.
 	Learn bool `json:"learn"`
+	// Mounts are where file systems were mounted that files of the snapshot lie on, in
+	// the root; "/" if the root itself was such a place.
+	Mounts []string `json:"mounts,omitempty"`
 	// Hooks: the administrator has commands that make the data hold still.
 	Hooks bool `json:"hooks,omitempty"`
 }
@@ -38,6 +41,11 @@ const maxScope = 16 << 20
 // scope returns what the capture has found to be the service's.
 func (c *capturing) scope() ([]byte, error) {
 	s := scope{Exclude: c.Exclude, Learn: c.Learn, Hooks: c.Freeze != "", Packages: slices.Sorted(maps.Keys(c.service.needed))}
+	for _, m := range c.mounts {
+		if m.real && (m.path != "/" || mountedAt(c.Root)) && slices.ContainsFunc(c.tree.nodes, func(n *node) bool { return n.path != m.path && inside(n.path, m.path) }) {
+			s.Mounts = append(s.Mounts, m.path)
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(c.closure.whole)) {
 		if c.service.needed[id] == "" {
 			s.Packages = append(s.Packages, id)

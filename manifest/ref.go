@@ -53,23 +53,25 @@ func (r Ref) by(t time.Time, text string) (Ref, error) {
 	return r, nil
 }
 
-// Of the snapshots of a service the last Kept are kept, and the last one of each of the
-// last KeptDays days.
+// Of the snapshots of a service the last Kept are kept, the last one of each hour of the
+// last KeptHours, and of each day of the last KeptDays: a service that is followed has
+// ten new ones in a second, and what was deleted by mistake should be in one still.
 const (
-	Kept     = 10
-	KeptDays = 7
+	Kept      = 10
+	KeptHours = 24
+	KeptDays  = 7
 )
 
 // Keep says which snapshots of one service are kept, given when they were made, in
 // nanoseconds since 1970, the latest first. Days are those of local time.
 func Keep(created []int64, now time.Time) []bool {
 	kept := make([]bool, len(created))
-	days := map[string]bool{}
+	seen := map[string]bool{}
 	for i, ns := range created {
 		made := time.Unix(0, ns)
-		day := made.Format(time.DateOnly)
-		kept[i] = i < Kept || !days[day] && now.Sub(made) < KeptDays*24*time.Hour
-		days[day] = true
+		hour, day := made.Format("2006-01-02T15"), made.Format(time.DateOnly)
+		kept[i] = i < Kept || !seen[hour] && now.Sub(made) < KeptHours*time.Hour || !seen[day] && now.Sub(made) < KeptDays*24*time.Hour
+		seen[hour], seen[day] = true, true
 	}
 	return kept
 }

@@ -35,7 +35,7 @@ func (p *program) listCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:     "list [NAME]",
 		Short:   "list the captured services, or the snapshots of one",
-		Long:    "List the services of which there is a snapshot, or with a NAME all snapshots of\nit that are kept: the last ten, and the last one of each day of a week. MISSED counts what standbys have\nlooked for in vain and the next capture will take; see `srvd misses`.\n\n" + cli.Codes,
+		Long:    "List the services of which there is a snapshot, or with a NAME all snapshots of\nit that are kept: the last ten, the last one of each hour of a day, and of each day\nof a week. MISSED counts what standbys have\nlooked for in vain and the next capture will take; see `srvd misses`.\n\n" + cli.Codes,
 		Example: "  srvd list\n  srvd list web\n  srvd list --json",
 		Args:    cli.Args(0, 1, "at most the name of a service"),
 		RunE: func(c *cobra.Command, args []string) error {

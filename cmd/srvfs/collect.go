@@ -16,8 +16,8 @@ func (p *program) collectCmd() *cobra.Command {
 		Use:   "collect",
 		Short: "remove stored content that is needed no more",
 		Long: `Collect removes from the store what no snapshot needs any more. Of each service the
-last ten snapshots that are stored here are kept, the last one of each day of a week,
-and those that are mounted or that a service stands on. "srvfs remove" collects too.
+last ten snapshots that are stored here are kept, the last one of each hour of a day
+and of each day of a week, and those that are mounted or that a service stands on. "srvfs remove" collects too.
 
 ` + cli.Codes,
 		Example: "  srvfs collect",
