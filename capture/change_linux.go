@@ -35,6 +35,9 @@ func (u *updating) explain() error {
 			}
 		}
 		var others []string
+		if err := u.entriesOfMany(); err != nil {
+			return err
+		}
 		for p, s := range u.seen {
 			if s.entry == nil && s.old != nil {
 				e, err := u.index.find(p)
@@ -89,6 +92,26 @@ func (u *updating) explain() error {
 		if why := startsEmptyReason(s.entry); why != "" && s.now.entry.Type == manifest.File && s.now.nlink == 1 {
 			s.now.item = &item{fresh: why}
 			s.now.entry.Size, s.now.entry.Mtime = 0, manifest.Time{}
+		}
+	}
+	return nil
+}
+
+// manyPaths is from how many paths on it is quicker to read the index as a whole than to
+// look each one up: that decodes half of markEvery entries.
+const manyPaths = 1000
+
+// entriesOfMany finds what the index says, if it is many paths.
+func (u *updating) entriesOfMany() error {
+	if len(u.seen) < manyPaths {
+		return nil
+	}
+	for e, err := range u.index.entries() {
+		if err != nil {
+			return err
+		}
+		if s := u.seen[e.Path]; s != nil && s.entry == nil {
+			s.entry = &e
 		}
 	}
 	return nil
