@@ -28,9 +28,11 @@ const (
 	// lookEvery is how often all files are looked at where nobody reports changes.
 	lookEvery = 30 * time.Second
 	// Data of one moment is copied a while after it has changed, and then not before so
-	// many times as long as that took have passed; where it can't be, much later.
+	// many times as long as that took have passed, or a minute; where it can't be, much
+	// later.
 	momentFirst  = time.Second
 	momentFactor = 20
+	momentMost   = time.Minute
 	momentAgain  = 30 * time.Second
 	// againAfter is how long after a failure it is tried again.
 	againAfter = 10 * time.Second
@@ -230,7 +232,7 @@ func (w *following) refreeze(ctx context.Context, f *follower, m *moments) error
 	start := time.Now()
 	published, err := f.refreeze(ctx)
 	now := time.Now()
-	m.due, m.rested = time.Time{}, now.Add(max(momentFirst, momentFactor*now.Sub(start)))
+	m.due, m.rested = time.Time{}, now.Add(min(max(momentFirst, momentFactor*now.Sub(start)), momentMost))
 	w.tell(func(s *FollowState) {
 		if s.Data = ""; err != nil {
 			s.Data = err.Error()
