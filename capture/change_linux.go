@@ -222,18 +222,11 @@ func (u *updating) above(p string, ok func(*looked) bool) (found bool) {
 // sameEntry reports whether a tree would say the same of both. Of a folder the edits
 // below it decide.
 func sameEntry(a, b *manifest.Entry) bool {
-	x, y := *a, *b
-	if x.Type == manifest.Dir && y.Type == manifest.Dir {
-		x.Digest, x.Links = y.Digest, y.Links
+	x := *a
+	if x.Type == manifest.Dir && b.Type == manifest.Dir {
+		x.Digest, x.Links = b.Digest, b.Links
 	}
-	same := slices.Equal(x.Xattrs, y.Xattrs)
-	x.Xattrs, y.Xattrs = nil, nil
-	return same && equalPlain(&x, &y)
-}
-
-func equalPlain(a, b *manifest.Entry) bool {
-	return a.Name == b.Name && a.Type == b.Type && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && a.Mtime == b.Mtime && a.Size == b.Size &&
-		a.Digest == b.Digest && a.Chunks == b.Chunks && a.Target == b.Target && a.Rdev == b.Rdev && a.Links == b.Links && a.Link == b.Link
+	return x.Equal(b)
 }
 
 // publish makes a snapshot of what has changed.

@@ -103,7 +103,7 @@ func newFollower(l *Library, live *Live, cache *statcache.Cache, log *slog.Logge
 	return f, nil
 }
 
-func (f *follower) snapRef() manifest.Ref { return manifest.Ref{Service: f.at.Service} }
+func (f *follower) ref() manifest.Ref { return manifest.Ref{Service: f.at.Service} }
 
 func (f *follower) close() { _ = f.dir.Close() }
 
@@ -111,15 +111,10 @@ func (f *follower) ofAMoment(p string) bool {
 	return slices.ContainsFunc(f.moments, func(dir string) bool { return inside(p, dir) })
 }
 
-// whole reports whether the folder was taken with all that is in it.
-func (f *follower) whole(dir string) bool {
-	return slices.ContainsFunc(f.scope.Folders, func(d string) bool { return inside(dir, d) })
-}
-
 // takes reports whether a path that the snapshot does not have belongs to it when it
 // comes.
 func (f *follower) takes(p string) bool {
-	return f.whole(path.Dir(p)) && !matchAny(secret, p) && !matchAny(key, p) && !matchAny(logs, p) && !matchAny(unwanted, p) && !f.ignores(p)
+	return f.scope.whole(path.Dir(p)) && !matchAny(secret, p) && !matchAny(key, p) && !matchAny(logs, p) && !matchAny(unwanted, p) && !f.ignores(p)
 }
 
 // topDepth is how deep a reported path is looked at before it is followed up. A file
@@ -135,7 +130,7 @@ func (f *follower) far(p string) bool {
 			continue
 		}
 		if depth++; !f.tops[p[:i]] {
-			return !f.whole(p[:i]) // all that is deeper is in such a folder as well, or in none
+			return !f.scope.whole(p[:i]) // all that is deeper is in such a folder as well, or in none
 		}
 	}
 	return false
@@ -147,9 +142,8 @@ func (f *follower) ignores(p string) bool {
 }
 
 // update looks at the paths given, with all that is below those of which that is said,
-// and at all names of the files given,
-// and publishes a snapshot if anything has changed. Retry are those that changed while
-// they were read.
+// and at all names of the files given, and publishes a snapshot if anything has changed.
+// Retry are those that changed while they were read.
 func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool) (published bool, retry []string, err error) {
 	u := f.begin(ctx)
 	u.inodes = inodes
@@ -347,8 +341,8 @@ func (u *updating) content(p string, old *manifest.Entry) error {
 			names[all[i].Name] = &all[i]
 		}
 	}
-	if u.whole(p) {
-		f, err := openReadable(u.dir, p)
+	if u.scope.whole(p) {
+		f, err := openFolder(u.dir, p, unix.O_RDONLY)
 		if err == nil {
 			var list []string
 			list, err = f.Readdirnames(-1)
@@ -391,16 +385,4 @@ func (u *updating) content(p string, old *manifest.Entry) error {
 		}
 	}
 	return nil
-}
-
-// openReadable opens a folder to list it.
-func openReadable(root *os.File, p string) (*os.File, error) {
-	fd, err := openat2(root, p, unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path.Join(root.Name(), p), Err: err}
-	}
-	return os.NewFile(uintptr(fd), p), nil
 }

@@ -143,7 +143,7 @@ func (g *gardener) same(f *follower, lib *Library) {
 		}
 		return
 	}
-	before := must(lib.Snapshot(f.snapRef()))(g.t)
+	before := must(lib.Snapshot(f.ref()))(g.t)
 	g.t.Errorf("totals %+v, want %+v", before.Totals, want.totals)
 	have := map[string]bool{}
 	for e, err := range f.index.entries() {
@@ -185,7 +185,7 @@ func TestFollowByRescan(t *testing.T) {
 	if yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil); yes || err != nil {
 		t.Errorf("nothing has changed, and it was published: %v, %v", yes, err)
 	}
-	if p := must(lib.find(f.snapRef()))(t); p.Sequence != uint64(1+published) {
+	if p := must(lib.find(f.ref()))(t); p.Sequence != uint64(1+published) {
 		t.Errorf("%d were published, and the last is %d", published, p.Sequence)
 	}
 }
@@ -357,7 +357,7 @@ func TestFollowUnmounted(t *testing.T) {
 	if yes || !errors.Is(err, errUnmounted) || !strings.Contains(err.Error(), root+"/srv") {
 		t.Errorf("published %v, %v", yes, err)
 	}
-	if p := must(lib.find(f.snapRef()))(t); p.Sequence != 1 {
+	if p := must(lib.find(f.ref()))(t); p.Sequence != 1 {
 		t.Errorf("snapshot %d", p.Sequence)
 	}
 	mount() // another one, which is empty: that counts

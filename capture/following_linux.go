@@ -203,7 +203,7 @@ func (w *following) follow(ctx context.Context) error {
 			}
 		case <-timer.C:
 		case <-w.changed:
-			if now, err := w.lib.find(f.snapRef()); err != nil || now != f.at {
+			if now, err := w.lib.find(f.ref()); err != nil || now != f.at {
 				timer.Stop()
 				return errSuperseded
 			}

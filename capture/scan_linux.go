@@ -73,9 +73,11 @@ func scan(ctx context.Context, root *os.File, items map[string]*item) ([]*node, 
 	return nodes, nil
 }
 
-func openFolder(root *os.File, p string) (*os.File, error) {
+// openFolder opens a canonical path: to name what is in it (O_PATH), or to list it
+// (O_RDONLY).
+func openFolder(root *os.File, p string, access uint64) (*os.File, error) {
 	fd, err := openat2(root, p, unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Flags:   access | unix.O_DIRECTORY | unix.O_CLOEXEC | unix.O_NOFOLLOW,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
@@ -100,7 +102,7 @@ func scanRoot(root *os.File) (*node, error) {
 // scanDir appends the nodes of names in the folder dir. Each is named relative
 // to the open folder, so that nothing above it can be swapped meanwhile.
 func scanDir(root *os.File, dir string, names []string, items map[string]*item, nodes []*node) ([]*node, error) {
-	f, err := openFolder(root, dir)
+	f, err := openFolder(root, dir, unix.O_PATH)
 	if err != nil {
 		if gone(err) {
 			return nodes, nil

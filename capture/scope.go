@@ -83,6 +83,12 @@ func decodeScope(b []byte) (*scope, error) {
 	return s, nil
 }
 
+// whole reports whether a path is, or lies in, a folder that was taken with all that is
+// in it.
+func (s *scope) whole(p string) bool {
+	return slices.ContainsFunc(s.Folders, func(dir string) bool { return inside(p, dir) })
+}
+
 // A judge decides what of a root may be learned.
 type judge struct {
 	*scope
@@ -131,7 +137,7 @@ func (j *judge) verdict(p string) (v manifest.Verdict, canonical string, err err
 			return manifest.VerdictDenied, canonical, nil
 		}
 	}
-	if j.Learn || slices.ContainsFunc(j.Folders, func(dir string) bool { return inside(canonical, dir) }) {
+	if j.Learn || j.whole(canonical) {
 		return manifest.VerdictNoted, canonical, nil
 	}
 	if !j.opened {

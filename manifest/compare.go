@@ -40,14 +40,15 @@ func Compare(ctx context.Context, src MetaSource, before, after *Snapshot) ([]Ch
 
 // alike reports whether two entries are the same to who looks at them alone.
 func (e *Entry) alike(o *Entry) bool {
-	a, b := *e, *o
-	if a.Type == Dir && b.Type == Dir {
-		a.Digest, a.Links, a.Mtime = b.Digest, b.Links, b.Mtime
+	a := *e
+	if a.Type == Dir && o.Type == Dir {
+		a.Digest, a.Mtime = o.Digest, o.Mtime
 	}
 	// Of how many names of a file are in the tree the others tell.
-	a.Links, a.Link = b.Links, b.Link
-	return a.Type == b.Type && a.Mode == b.Mode && a.UID == b.UID && a.GID == b.GID && a.Mtime == b.Mtime && a.Size == b.Size &&
-		a.Digest == b.Digest && a.Target == b.Target && a.Rdev == b.Rdev && slices.Equal(a.Xattrs, b.Xattrs)
+	a.Links, a.Link = o.Links, o.Link
+	// Of two roots neither has a name; chunks follow from the content.
+	a.Name, a.Chunks = o.Name, o.Chunks
+	return a.Equal(o)
 }
 
 // both are the directories that two trees have at one path. One of them may be absent.

@@ -51,6 +51,12 @@ type Xattr struct {
 	Value string // any bytes
 }
 
+// Equal reports whether two entries are the same in all that they say.
+func (e *Entry) Equal(o *Entry) bool {
+	return e.Name == o.Name && e.Type == o.Type && e.Mode == o.Mode && e.UID == o.UID && e.GID == o.GID && e.Mtime == o.Mtime && e.Size == o.Size &&
+		e.Digest == o.Digest && e.Chunks == o.Chunks && e.Target == o.Target && e.Rdev == o.Rdev && e.Links == o.Links && e.Link == o.Link && slices.Equal(e.Xattrs, o.Xattrs)
+}
+
 // A Time is a file's time: seconds since 1970 and the nanoseconds after them,
 // so that years a time.Time in nanoseconds can't hold are kept.
 type Time struct {

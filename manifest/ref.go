@@ -41,13 +41,13 @@ func ParseRef(s string) (Ref, error) {
 			return r.by(t, at)
 		}
 	}
-	return Ref{}, fmt.Errorf("%s@%.80q: after the @ there is the number of a snapshot, or a moment such as 2026-01-31T12:00: %w", name, at, ErrInvalid)
+	return Ref{}, fmt.Errorf("%.150q: after the @ there is the number of a snapshot, or a moment such as 2026-01-31T12:00: %w", s, ErrInvalid)
 }
 
 func (r Ref) by(t time.Time, text string) (Ref, error) {
 	// What a nanosecond counter can't tell, and its zero, which has another meaning.
 	if t.Year() < 1971 || t.Year() > 2261 {
-		return Ref{}, fmt.Errorf("%s@%.80q: no snapshot is from that year: %w", r.Service, text, ErrInvalid)
+		return Ref{}, fmt.Errorf("%.150q: no snapshot is from that year: %w", r.Service+"@"+text, ErrInvalid)
 	}
 	r.By = t.UnixNano()
 	return r, nil

@@ -122,6 +122,9 @@ func TestStandbyFollows(t *testing.T) {
 		s.await("it is published", func() bool { return s.sequence("web") > before })
 		caughtUp("and is here")
 	}
+	if out := s.on(s.standby, "srvfs diff web@1"); !strings.Contains(out, "/var/www/html/large4") { // by its name here, though it never ran
+		t.Errorf("diff:\n%s", out)
+	}
 	if out := s.on(s.standby, "timeout --preserve-status -s INT 2.5 srvfs status --watch"); strings.Count(out, "followed") < 2 || !strings.Contains(out, "/web") {
 		t.Errorf("status --watch:\n%s", out)
 	}

@@ -78,6 +78,8 @@ func TestHistory(t *testing.T) {
 	s.on(s.standby, "srvfs umount /mnt/a && srvfs umount /mnt/b")
 	s.fails(s.standby, 3, "those that are kept are 3, 2, 1", "srvfs mount "+s.source.Addr+"/web@7 /mnt/a")
 	s.fails(s.standby, 1, "the number of a snapshot, or a moment", "srvfs mount "+s.source.Addr+"/web@never /mnt/a")
+	s.fails(s.source, 2, "web is the newest snapshot: name the one", "srvd diff web")
+	s.fails(s.standby, 2, "is the newest snapshot: name the one", "srvfs diff "+s.source.Addr+"/web")
 	s.fails(s.source, 3, "snapshot web@1971", "srvd show web@1971-02-03")
 
 	// A service is run from one, and moved to another.

@@ -34,6 +34,9 @@ snapshot to another, or to the latest. "srvd list NAME" shows those that are kep
 			if err != nil {
 				return err
 			}
+			if before.Newest() && len(args) == 1 {
+				return cli.UsageError(c, "%s is the newest snapshot: name the one that it is compared with, as %s@12; \"srvd list %s\" has their numbers", args[0], args[0], args[0])
+			}
 			after := manifest.Ref{Service: before.Service}
 			if len(args) > 1 {
 				if after, err = manifest.ParseRef(args[1]); err != nil {

@@ -32,6 +32,9 @@ Only directories that differ are fetched, and no content.
 			if call.Snapshot, err = splitLocal(c, args[0]); err != nil {
 				return err
 			}
+			if call.Newest() && len(args) == 1 {
+				return cli.UsageError(c, "%s is the newest snapshot: name the one that it is compared with, as %s@12; \"srvfs list\" has their numbers", args[0], args[0])
+			}
 			if len(args) > 1 {
 				with, err := splitLocal(c, args[1])
 				if err != nil {

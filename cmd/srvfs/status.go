@@ -62,11 +62,13 @@ NAME (of a service, or a mountpoint) it tells more.
 // progress says how far a follow is.
 func progress(f *daemon.Following) string {
 	text := "nothing is here yet"
-	if f.Sequence > 0 {
+	switch {
+	case f.Sequence == 0 && f.Newest > 0:
+		text = fmt.Sprintf("snapshot %d is on its way", f.Newest)
+	case f.Newest > f.Sequence:
+		text = fmt.Sprintf("snapshot %d is here, %d behind", f.Sequence, f.Newest-f.Sequence)
+	case f.Sequence > 0:
 		text = fmt.Sprintf("snapshot %d is here", f.Sequence)
-	}
-	if f.Newest > f.Sequence {
-		text += fmt.Sprintf(", %d behind", f.Newest-f.Sequence)
 	}
 	if !f.Heard.IsZero() {
 		text += fmt.Sprintf("; the source was heard %s ago", cli.Took(time.Since(f.Heard)))
@@ -91,7 +93,7 @@ func printAll(out, errs io.Writer, all []daemon.Status, whole bool) error {
 	for _, s := range all {
 		t := s.Content
 		state := s.State
-		if f := s.Following; f != nil && f.Newest > f.Sequence {
+		if f := s.Following; f != nil && f.Sequence > 0 && f.Newest > f.Sequence {
 			state = fmt.Sprintf("%s, %d behind", state, f.Newest-f.Sequence)
 		}
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, s.Mountpoint, "-"), state, s.Source, s.Service, s.Sequence,

@@ -115,6 +115,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	defer end()
 	var stopWork context.CancelFunc
 	d.ctx, stopWork = context.WithCancel(context.WithoutCancel(ctx))
+	if err := d.resume(); err != nil { // before anybody asks for it
+		o.Log.Warn("what was followed", "error", err)
+	}
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(ctx, l, d.operations()) }()
 	if o.Ready != nil {
@@ -126,9 +129,6 @@ func Run(ctx context.Context, o Options) (err error) {
 		if err := d.connect(); err != nil {
 			o.Log.Warn("connect to the sources", "error", err)
 		}
-	}
-	if err := d.resume(); err != nil {
-		o.Log.Warn("what was followed", "error", err)
 	}
 	d.untilIdle(ctx)
 	end()

@@ -49,12 +49,15 @@ func (d *daemon) diffOp(ctx context.Context, c control.Call, _ control.Stream) (
 	return r, nil
 }
 
-// openKnown is open, also for a service by its name here.
+// openKnown is open, also for a service by its name here, or one that is followed.
 func (d *daemon) openKnown(ctx context.Context, of control.Snapshot) (*opened, error) {
 	if of.Source == "" {
 		known, err := d.load(of.Service)
+		if f := d.followOf(control.Snapshot{Ref: of.Ref}); err != nil && f != nil {
+			known, err = &serviceRecord{Source: f.Source, Service: f.Service}, nil
+		}
 		if err != nil {
-			return nil, fmt.Errorf("%w; a service that does not run here is named HOST/SERVICE", err)
+			return nil, fmt.Errorf("%w; one that neither was run nor is followed here is named HOST/SERVICE", err)
 		}
 		of.Source, of.Service = known.Source, known.Service
 	}

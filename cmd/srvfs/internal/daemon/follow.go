@@ -101,14 +101,7 @@ func (d *daemon) followOp(ctx context.Context, c control.Call, out control.Strea
 
 // unfollowOp ends it. What is stored stays.
 func (d *daemon) unfollowOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
-	var found *follow
-	d.mu.Lock()
-	for _, f := range d.follows {
-		if f.Service == c.Service && (c.Source == "" || c.Source == f.Source) {
-			found = f
-		}
-	}
-	d.mu.Unlock()
+	found := d.followOf(c.Snapshot)
 	if found == nil && c.Source != "" { // by another of its names
 		if s, err := d.sources.Find(ctx, c.Source); err == nil {
 			d.mu.Lock()
@@ -128,6 +121,18 @@ func (d *daemon) unfollowOp(ctx context.Context, c control.Call, _ control.Strea
 		return nil, err
 	}
 	return nil, d.unfollow(ctx, found.name())
+}
+
+// followOf returns what follows a service, or nil. Without a source it may be of any.
+func (d *daemon) followOf(s control.Snapshot) *follow {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.follows {
+		if f.Service == s.Service && (s.Source == "" || s.Source == f.Source) {
+			return f
+		}
+	}
+	return nil
 }
 
 // unfollow ends what follows, if something does.
