@@ -197,7 +197,11 @@ func (d *daemon) keepUp(ctx context.Context, f *follow) {
 	pause, collected := followFirst, time.Now()
 	var have manifest.Digest // of the snapshot that is here as a whole
 	for ctx.Err() == nil {
+		asked := time.Now()
 		now, err := d.next(ctx, f, have)
+		if err == nil && now == have && time.Since(asked) < followFirst {
+			await(ctx, followFirst) // a source that does not make us wait would keep us busy
+		}
 		if err == nil && now != have {
 			have, pause = now, followFirst
 			if time.Since(collected) > collectEvery && d.calls.Load() == 0 {
@@ -217,13 +221,18 @@ func (d *daemon) keepUp(ctx context.Context, f *follow) {
 		if first {
 			d.Log.Warn("following", "source", f.Source, "service", f.Service, "error", err)
 		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-		}
+		await(ctx, pause)
 		pause = min(2*pause, followMost)
+	}
+}
+
+// await waits for so long, or until ctx ends.
+func await(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
 	}
 }
 
