@@ -64,12 +64,25 @@ func (r *Reader) meta(ctx context.Context, digests []manifest.Digest, keep keepi
 	got := map[manifest.Digest][]byte{}
 	by := asker{reader: r}
 	fetch := func(ctx context.Context, mine []key, land landing) map[key]error {
-		return r.fetchMeta(ctx, by, mine, keep, func(d manifest.Digest, b []byte) {
+		pass := func(d manifest.Digest, b []byte) {
 			mu.Lock()
 			got[d] = b
 			mu.Unlock()
 			land(key{workMeta, d}, nil)
-		})
+		}
+		// Since it was missed another call's flight may have come and gone.
+		absent := mine[:0:0]
+		for _, k := range mine {
+			if b := r.store.readMeta(k.digest); b != nil {
+				pass(k.digest, b)
+			} else {
+				absent = append(absent, k)
+			}
+		}
+		if len(absent) == 0 {
+			return nil
+		}
+		return r.fetchMeta(ctx, by, absent, keep, pass)
 	}
 	errs := r.store.flights.do(ctx, by, missing, fetch)
 	for i, d := range digests {

@@ -345,3 +345,31 @@ func TestHostileTree(t *testing.T) {
 		}
 	}
 }
+
+// TestMetadataOnce: callers who want the same metadata at about the same time
+// cost one request for each, however they come between one another.
+func TestMetadataOnce(t *testing.T) {
+	o := newOrigin()
+	var digests []manifest.Digest
+	for i := range 2000 {
+		digests = append(digests, o.put(fmt.Appendf(nil, "page %d", i)))
+	}
+	s := openStore(t, Options{})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
+	var callers sync.WaitGroup
+	for range 4 {
+		callers.Go(func() {
+			for _, d := range digests {
+				if got, err := r.Meta(ctxOf(t), []manifest.Digest{d}); err != nil || manifest.Sum(got[0]) != d {
+					t.Errorf("%v: %q, %v", d, got, err)
+				}
+			}
+		})
+	}
+	callers.Wait()
+	for _, d := range digests {
+		if n := o.times(manifest.Range{Digest: d, Len: -1}); n != 1 {
+			t.Errorf("%v was asked for %d times", d, n)
+		}
+	}
+}
