@@ -47,6 +47,9 @@ type FollowState struct {
 	Reason string `json:"reason,omitempty"`
 	// Data says why data of one moment is not followed; empty if it is.
 	Data string `json:"data,omitempty"`
+	// Outdated says why the service was not captured anew, though its packages or units
+	// have changed; empty if they have not, or it was.
+	Outdated string `json:"outdated,omitempty"`
 }
 
 // Follow publishes a new snapshot of each service of the library whenever its files
@@ -163,8 +166,11 @@ func (w *following) follow(ctx context.Context) error {
 	d := newDirty()
 	d.add(change{path: "/", below: true}, time.Now())
 	m := moments{due: time.Now().Add(momentFirst)}
+	again := newRecapture(w, f)
+	defer again.end()
 	for {
 		due, wait := d.take(time.Now())
+		wait = min(wait, again.turn(ctx, time.Now()))
 		if now := time.Now(); !m.due.IsZero() {
 			if !now.Before(m.due) {
 				if err := w.refreeze(ctx, f, &m); err != nil {
@@ -196,11 +202,20 @@ func (w *following) follow(ctx context.Context) error {
 				timer.Stop()
 				return context.Cause(ctx)
 			}
-			if f.ofAMoment(c.path) {
+			switch {
+			case f.ofAMoment(c.path):
 				m.changed(time.Now())
-			} else {
+			case !c.defines:
 				d.add(c, time.Now())
 			}
+			switch {
+			case c.defines:
+				again.changed(time.Now())
+			case c.path == "/" && c.below:
+				again.unseen(time.Now())
+			}
+		case err := <-again.done:
+			again.tell(err)
 		case <-timer.C:
 		case <-w.changed:
 			if now, err := w.lib.find(f.ref()); err != nil || now != f.at {
@@ -260,6 +275,9 @@ type change struct {
 	path   string
 	below  bool
 	inodes []notify.Inode
+	// defines: there is nothing to be followed, but what a capture finds may be another
+	// now.
+	defines bool
 }
 
 // watch reports changes, from the moment when it returns; where they can't be watched,
@@ -317,10 +335,13 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 				}
 			}
 			for _, e := range got {
+				if f.scope.definedAt(e.Path) && !send(change{path: e.Path, defines: true}) {
+					return
+				}
 				if f.far(e.Path) || f.ignores(e.Path) {
 					continue
 				}
-				if !send(change{e.Path, e.Below, watcher.Inodes(e)}) {
+				if !send(change{path: e.Path, below: e.Below, inodes: watcher.Inodes(e)}) {
 					return
 				}
 			}
