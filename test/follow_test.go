@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -234,4 +235,59 @@ printf '/.\n/usr\n/usr/share\n/usr/share/more\n/usr/share/more/file\n' > /var/li
 	}
 	s.fails(s.source, 2, "with none, and no other flag", "srvd capture web --probe http://127.0.0.1/")
 	s.fails(s.source, 3, "there are web", "srvd capture -v nobody")
+}
+
+// What a change moves to a standby that follows is what has changed: a name among many,
+// a page of a large file. SRVFS_NAMES and SRVFS_MB make it larger than it is every day.
+func TestFollowMovesLittle(t *testing.T) {
+	names, megabytes := setting(t, "SRVFS_NAMES", 20_000), setting(t, "SRVFS_MB", 48)
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, fmt.Sprintf("mkdir /var/www/html/many && cd /var/www/html/many && seq -f 'a name of the usual length %%.0f' %d | xargs -d '\\n' touch; head -c %dM /dev/urandom > ../large", names, megabytes))
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/ --include /var/www/html")
+	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/web")
+	here := func(least uint64) {
+		t.Helper()
+		s.await("it is here", func() bool {
+			st := s.status("web")
+			return st.Sequence >= least && st.Sequence == s.sequence("web") && st.Content.Detached && st.Reason == ""
+		})
+	}
+	here(1)
+	s.on(s.source, "echo x > /var/www/html/index.html") // what the first change brings beside
+	here(2)
+	for _, c := range []struct {
+		what, line string
+		most       int64
+	}{
+		{"one name more", "touch '/var/www/html/many/a name more'", 64 << 10},
+		{"one name less", "rm '/var/www/html/many/a name of the usual length 7000'", 64 << 10},
+		{"one page of a large file", "printf changed | dd of=/var/www/html/large bs=4096 seek=5000 conv=notrunc status=none", 256<<10 + int64(megabytes)*4*32 + 64<<10},
+	} {
+		before, at := must(s.standby.Received())(t), s.sequence("web")
+		s.on(s.source, c.line)
+		here(at + 1)
+		moved := must(s.standby.Received())(t) - before
+		t.Logf("%s: %d bytes", c.what, moved)
+		if moved > c.most {
+			t.Errorf("%s moves %d bytes, want at most %d", c.what, moved, c.most)
+		}
+	}
+	want := s.on(s.source, "sha256sum < /var/www/html/large")
+	s.lose()
+	if got := s.on(s.standby, "mkdir -p /mnt/v; srvfs mount "+s.source.Addr+"/web /mnt/v; sha256sum < /mnt/v/var/www/html/large; srvfs umount /mnt/v"); !strings.Contains(got, want) {
+		t.Errorf("the large file is %s, want %s", got, want)
+	}
+}
+
+// setting is a number from the environment.
+func setting(t *testing.T, name string, usual int) int {
+	t.Helper()
+	if v := os.Getenv(name); v != "" {
+		return must(strconv.Atoi(v))(t)
+	}
+	return usual
 }

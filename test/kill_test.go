@@ -16,10 +16,7 @@ import (
 // the next start goes on, and the standby comes to have what the source has.
 // SRVFS_KILLS is how often; the default is for every day.
 func TestKilledWhileFollowing(t *testing.T) {
-	kills := 16
-	if v := os.Getenv("SRVFS_KILLS"); v != "" {
-		kills = must(strconv.Atoi(v))(t)
-	}
+	kills := setting(t, "SRVFS_KILLS", 16)
 	s := newSite(t, world.StandbyRoot)
 	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
 	var log string
