@@ -121,6 +121,10 @@ func (u *updating) entriesOfMany() error {
 	return c.failed()
 }
 
+// manyUnknown is from how many files on it is worth while to load what digests are known:
+// fewer are read as quickly.
+const manyUnknown = 500
+
 // wasFolder reports whether it was a folder, and is none now.
 func (s *looked) wasFolder() bool {
 	return s.old != nil && s.old.Type == manifest.Dir && (s.now == nil || s.now.entry.Type != manifest.Dir)
@@ -145,6 +149,13 @@ func (u *updating) hash() (retry []string, err error) {
 		if s.now != nil && s.now.entry.Type == manifest.File && !u.unchanged(s) {
 			nodes, paths = append(nodes, s.now), append(paths, p)
 		}
+	}
+	if u.cache != nil && len(nodes) >= manyUnknown {
+		done, err := u.cache.Use()
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 	}
 	if err := u.hasher.ahead(u.ctx, nodes); err != nil {
 		return nil, err

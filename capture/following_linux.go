@@ -52,21 +52,19 @@ type FollowState struct {
 // Follow publishes a new snapshot of each service of the library whenever its files
 // have changed, until ctx ends. Services that are captured or removed meanwhile are
 // taken in, or let go. Report is called, by one goroutine at a time, when it is to be
-// told how a service is followed; with nil, that it is no more.
-func (l *Library) Follow(ctx context.Context, log *slog.Logger, report func(service string, s *FollowState)) error {
+// told how a service is followed; with nil, that it is no more. Live is the library's.
+func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, report func(service string, s *FollowState)) error {
 	var mu sync.Mutex
 	tell := func(service string, s *FollowState) {
 		mu.Lock()
 		defer mu.Unlock()
 		report(service, s)
 	}
-	cache, err := statcache.Open(filepath.Join(l.dir, "digests"))
+	cache, err := statcache.OpenIdle(filepath.Join(l.dir, "digests"))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = cache.Close() }()
-	live := l.Live()
-	defer func() { _ = live.Close() }()
 	var work sync.WaitGroup
 	defer work.Wait()
 	type running struct {

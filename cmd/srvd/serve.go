@@ -83,7 +83,7 @@ data that must be of one moment, are copied as a whole; those that were captured
 			})
 			if follow {
 				work.Go(func() {
-					if err := lib.Follow(ctx, log, t.follow); err != nil {
+					if err := lib.Follow(ctx, live, log, t.follow); err != nil {
 						log.Error("changes are not followed", "error", err)
 					}
 				})
