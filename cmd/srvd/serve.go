@@ -84,7 +84,7 @@ have changed, it is captured anew as it was asked for.
 			})
 			if follow {
 				work.Go(func() {
-					if err := lib.Follow(ctx, log, t.follow); err != nil {
+					if err := lib.Follow(ctx, live, log, t.follow); err != nil {
 						log.Error("changes are not followed", "error", err)
 					}
 				})
