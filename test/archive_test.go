@@ -178,6 +178,10 @@ func TestArchive(t *testing.T) {
 		}
 	}
 
+	// podman runs it, where it can run: in a cgroup tree of its own, without limits that the
+	// machine may not raise.
+	s.podman(archive)
+
 	// tar and chroot are enough to start it.
 	plain := filepath.Join(s.standby.Root, "srv/plain")
 	s.check(os.MkdirAll(plain, 0o755))
@@ -224,6 +228,35 @@ func TestArchive(t *testing.T) {
 	s.fails(s.standby, 1, "recipient", "srvfs export "+s.source.Addr+"/web -o /backup/x.tar --encrypt age1x")
 	s.fails(s.standby, 1, "not empty", "srvfs export "+s.source.Addr+"/web -o /etc")
 	s.noResidue(s.standby)
+}
+
+// podman runs the newest image of a layout, and asks it for the page. It runs in a mount
+// namespace with the second version of cgroups alone, since crun refuses a mixture, and
+// with limits that need not be raised.
+func (s *site) podman(layout string) {
+	s.Helper()
+	dir := s.TempDir()
+	ctx, cancel := context.WithTimeout(s.ctx, time.Minute)
+	defer cancel()
+	c := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--propagation", "private", "sh", "-ec", `
+		ip link set lo up
+		for m in $(awk '$2 ~ "^/sys/fs/cgroup" {print $2}' /proc/mounts | sort -r); do umount -l "$m"; done
+		mount -t cgroup2 none /sys/fs/cgroup
+		mount -t tmpfs none /mnt # podman wants short paths, and lower-case ones
+		mkdir /mnt/web && mount --bind "$1" /mnt/web
+		p="podman --root $0/root --runroot /mnt/run --tmpdir /mnt/tmp --storage-driver vfs --cgroup-manager cgroupfs --events-backend file"
+		id=$($p pull -q oci:/mnt/web:latest)
+		$p run -d --name web --network host --cgroups disabled --log-driver k8s-file --ulimit nofile=1024:1024 --ulimit nproc=1024:1024 "$id" >&2
+		trap '$p logs web >&2; $p rm -f -t 5 web >&2' EXIT
+		for _ in $(seq 100); do curl -sf http://127.0.0.1/ && break || sleep 0.1; done
+		$p stop -t 10 web >&2
+		[ "$($p inspect web --format '{{.State.ExitCode}}')" != 137 ]`, dir, layout)
+	var log bytes.Buffer
+	c.Stderr = &log
+	out, err := c.Output()
+	if err != nil || string(out) != page {
+		s.Errorf("podman: %q, %v\n%s", out, err, log.String())
+	}
 }
 
 // zstd returns a file of the source, compressed.
