@@ -21,9 +21,10 @@ import (
 func (p *program) pairCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "pair TOKEN",
-		Short: "pair this standby with a source",
+		Short: "pair this standby with a source, or with another standby",
 		Long: `Pair uses the token that "srvd pair" printed on the source: this host remembers
-the source's key, and the source this host's. "-" reads the token from standard
+the source's key, and the source this host's. A token that "srvfs peers token" printed
+pairs it with another standby, which is then asked for what it has. "-" reads the token from standard
 input, which keeps it out of the process list.
 
 ` + cli.Codes,
@@ -65,6 +66,9 @@ type offerRow struct {
 	Sequence uint64          `json:"sequence"`
 	Created  time.Time       `json:"created"`
 	Totals   manifest.Totals `json:"totals"`
+	// Of another standby: where it has the service from.
+	Source     string `json:"source,omitempty"` // an ID
+	SourceName string `json:"source_name,omitempty"`
 }
 
 func (p *program) listCmd() *cobra.Command {
@@ -104,19 +108,26 @@ func (p *program) listCmd() *cobra.Command {
 			}
 			rows := []offerRow{}
 			for _, i := range list {
-				rows = append(rows, offerRow{i.Name, i.Sequence, i.Created, i.Totals})
+				rows = append(rows, offerRow{i.Name, i.Sequence, i.Created, i.Totals, i.Source, i.SourceName})
 			}
 			if asJSON {
 				return cli.JSON(c.OutOrStdout(), rows)
 			}
 			if len(rows) == 0 {
-				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: %s offers no service to this host; `srvd capture` there makes one\n", args[0])
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "srvfs: %s offers no service to this host; `srvd capture` on the source makes one\n", args[0])
 				return nil
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "SERVICE\tSNAPSHOT\tCAPTURED\tFILES\tSIZE")
+			from, of := "", ""
+			if s.Standby {
+				from = "\tSOURCE"
+			}
+			_, _ = fmt.Fprintln(w, "SERVICE\tSNAPSHOT\tCAPTURED\tFILES\tSIZE"+from)
 			for _, r := range rows {
-				_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s\n", r.Service, r.Sequence, r.Created.Local().Format(time.DateTime), r.Totals.Files, cli.Bytes(r.Totals.Bytes))
+				if s.Standby {
+					of = "\t" + r.SourceName + " (" + r.Source + ")"
+				}
+				_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%s%s\n", r.Service, r.Sequence, r.Created.Local().Format(time.DateTime), r.Totals.Files, cli.Bytes(r.Totals.Bytes), of)
 			}
 			return w.Flush()
 		},

@@ -72,6 +72,7 @@ type daemon struct {
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
 	follows  map[string]*follow  // by followRecord.name
+	serving  *serving            // other standbys; nil if it does not
 	locks    map[string]chan struct{}
 	copies   map[string]*store.Copies // by folder
 
@@ -117,6 +118,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	d.ctx, stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	if err := d.resume(); err != nil { // before anybody asks for it
 		o.Log.Warn("what was followed", "error", err)
+	}
+	if err := d.resumeServing(); err != nil {
+		o.Log.Warn("other standbys are not served", "error", err)
 	}
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(ctx, l, d.operations()) }()
@@ -167,7 +171,7 @@ func (d *daemon) untilIdle(ctx context.Context) {
 func (d *daemon) idle() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0 && len(d.follows) == 0
+	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0 && len(d.follows) == 0 && d.serving == nil
 }
 
 // wake makes untilIdle look again.
@@ -273,6 +277,7 @@ func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
 		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
+		"serve": d.serveOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {

@@ -54,12 +54,12 @@ func (d *daemon) openKnown(ctx context.Context, of control.Snapshot) (*opened, e
 	if of.Source == "" {
 		known, err := d.load(of.Service)
 		if f := d.followOf(control.Snapshot{Ref: of.Ref}); err != nil && f != nil {
-			known, err = &serviceRecord{Source: f.Source, Service: f.Service}, nil
+			known, err = &serviceRecord{Source: f.Source, Service: f.Service, Archive: f.Archive}, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w; one that neither was run nor is followed here is named HOST/SERVICE", err)
 		}
-		of.Source, of.Service = known.Source, known.Service
+		of.Source, of.Service, of.Archive = known.Source, known.Service, known.Archive
 	}
 	return d.open(ctx, of)
 }
