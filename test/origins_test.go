@@ -1,11 +1,20 @@
 package test
 
 import (
+	"archive/tar"
+	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"srvfs/manifest"
+	"srvfs/store"
+	"srvfs/store/archive"
 	"srvfs/test/world"
 )
 
@@ -117,5 +126,187 @@ func TestStandbysServeEachOther(t *testing.T) {
 	s.fails(gamma, 5, "refused", "srvfs list "+s.standby.Addr)
 	for _, h := range []*world.Host{s.standby, gamma} {
 		s.noResidue(h)
+	}
+}
+
+// export writes an archive of web from what the standby has prefetched.
+func (s *site) export(dest string) {
+	s.Helper()
+	s.await("the standby's daemon has ended", func() bool { return !s.runs(s.standby, "srvfs") })
+	st := must(store.Open(store.Options{Dir: filepath.Join(s.standby.Root, "var/lib/srvfs/store")}))(s.T)
+	defer func() { s.check(st.Close()) }()
+	refs := must(st.Snapshots())(s.T)
+	if len(refs) == 0 {
+		s.Fatal("the standby has no snapshot")
+	}
+	last := refs[len(refs)-1]
+	snap := must(st.LoadSnapshotAt(last.Source, last.Service, last.Sequence))(s.T)
+	_, err := archive.Write(s.ctx, dest, snap, archive.FromOrigin(st), archive.Options{})
+	s.check(err)
+}
+
+// A service is mounted and run from an archive, with no source at all.
+func TestArchiveIsAnOrigin(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.captured()
+	s.paired()
+	s.on(s.standby, "mkdir -p /mnt/v && srvfs prefetch "+s.source.Addr+"/web && srvfs mount "+s.source.Addr+"/web /mnt/v")
+	want := s.allOf(s.standby, "/mnt/v")
+	s.on(s.standby, "srvfs umount /mnt/v")
+	gamma := s.gamma()
+	file := filepath.Join(gamma.Root, "backup/web.tar")
+	s.check(os.Mkdir(filepath.Dir(file), 0o700))
+	s.export(file)
+	s.check(os.WriteFile(filepath.Join(s.source.Root, "var/www/html/web.tar"), must(os.ReadFile(file))(t), 0o644))
+	s.on(gamma, "mkdir -p /mnt/v /mnt/w")
+
+	for _, ref := range []string{"/backup/web.tar", "http://" + s.source.Addr + "/web.tar"} {
+		s.on(gamma, "rm -rf /var/lib/srvfs && srvfs mount "+ref+" /mnt/v")
+		if st := s.statusOn(gamma, "/mnt/v"); st.Content.Missing.Bytes == 0 {
+			t.Errorf("%s: all content came with the mount: %+v", ref, st.Content)
+		}
+		if got := s.allOf(gamma, "/mnt/v"); got != want {
+			t.Errorf("%s: %s, want %s", ref, got, want)
+		}
+		if o := s.origins(gamma, "/mnt/v"); len(o) != 1 || o[0].Name != "archive "+ref || o[0].Failing != "" {
+			t.Errorf("%s: content comes from %+v", ref, o)
+		}
+		s.on(gamma, "srvfs umount /mnt/v")
+		s.await("the daemon has ended", func() bool { return !s.runs(gamma, "srvfs") })
+	}
+	s.lose()
+
+	// It runs, is detached, and needs the archive no more.
+	s.on(gamma, "rm -rf /var/lib/srvfs; cd /backup; srvfs run web.tar")
+	if got := s.get(gamma, "/"); got != page {
+		t.Errorf("run from the archive: %q", got)
+	}
+	s.on(gamma, "srvfs prefetch web; srvfs stop web; mv /backup/web.tar /backup/moved.tar")
+	if st := s.statusOn(gamma, "web"); !st.Content.Detached {
+		t.Errorf("after a prefetch: %+v", st.Content)
+	}
+	for _, again := range []string{"web", "/backup/web.tar"} {
+		s.on(gamma, "srvfs run "+again)
+		if got := s.get(gamma, "/"); got != page {
+			t.Errorf("run %s without the archive: %q", again, got)
+		}
+		s.on(gamma, "srvfs stop web")
+	}
+	s.fails(gamma, 1, "choose another name", "srvfs run /backup/moved.tar")
+	s.fails(gamma, 3, "has web, snapshots 1", "srvfs run /backup/moved.tar@7 --name other")
+	s.on(gamma, "srvfs remove web")
+	s.noResidue(gamma)
+}
+
+// A mount goes on when its source is killed, and so does a service, from the archive.
+func TestArchiveIsTheFallback(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "for i in 1 2 3 4 5 6 7 8; do head -c 3000000 /dev/urandom > /var/www/html/large$i; done")
+	s.captured()
+	s.paired()
+	s.on(s.standby, "srvfs prefetch "+s.source.Addr+"/web")
+	gamma := s.gamma()
+	s.check(os.Mkdir(filepath.Join(gamma.Root, "backup"), 0o700))
+	s.export(filepath.Join(gamma.Root, "backup/web.tar"))
+	s.on(gamma, "mkdir -p /mnt/v; srvfs pair "+strings.TrimSpace(s.on(s.source, "srvd pair")))
+	s.on(gamma, "srvfs mount "+s.source.Addr+"/web /mnt/v --archive /backup/web.tar")
+	s.on(gamma, "srvfs run --archive /backup/web.tar "+s.source.Addr+"/web")
+	sums := s.on(s.source, "cd /var/www/html && sha256sum large*")
+	for i, line := range strings.Split(strings.TrimSpace(sums), "\n") {
+		switch i {
+		case 2: // silent
+			s.endProcess(s.source, "srvd", "STOP")
+		case 4: // gone
+			s.lose()
+		case 6: // what was named is remembered
+			s.endProcess(gamma, "srvfs", "KILL")
+			s.on(gamma, "umount -l /mnt/v; srvfs run web")
+		}
+		began := time.Now()
+		sum, name, _ := strings.Cut(line, "  ")
+		if i < 6 && i%2 == 0 {
+			if got := s.on(gamma, "sha256sum < /mnt/v/var/www/html/"+name); !strings.HasPrefix(got, sum) {
+				t.Errorf("%s in the view: %s, want %s", name, got, sum)
+			}
+		} else if got := manifest.Sum([]byte(s.get(gamma, "/"+name))); got.Hex() != sum {
+			t.Errorf("%s from the service: %s, want %s", name, got, sum)
+		}
+		t.Logf("%s: %v", name, time.Since(began).Round(time.Millisecond))
+	}
+	s.on(gamma, "srvfs remove web")
+	s.noResidue(gamma)
+}
+
+// An archive that can't be read says why, and content that was damaged is not shown.
+func TestBadArchives(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.captured()
+	s.paired()
+	s.on(s.standby, "srvfs prefetch "+s.source.Addr+"/web")
+	gamma := s.gamma()
+	dir := filepath.Join(gamma.Root, "backup")
+	s.check(os.Mkdir(dir, 0o700))
+	s.export(filepath.Join(dir, "web.tar"))
+	whole := must(os.ReadFile(filepath.Join(dir, "web.tar")))(t)
+	write := func(name string, b []byte) { s.check(os.WriteFile(filepath.Join(dir, name), b, 0o600)) }
+	write("short.tar", whole[:len(whole)/2])
+	write("text.tar", []byte("not an archive\n"))
+	s.on(gamma, "mkdir -p /mnt/v; cd /backup; tar -cf foreign.tar /etc/hostname")
+	edited := bytes.Clone(whole)
+	s.spoil(edited)
+	write("edited.tar", edited)
+	for _, bad := range []struct {
+		code       int
+		text, args string
+	}{
+		{3, "none.tar: not found", "mount /backup/none.tar /mnt/v"},
+		{3, "none.tar: not found", "run /backup/none.tar"},
+		{3, "none.tar: 404", "mount http://" + s.source.Addr + "/none.tar /mnt/v"},
+		{3, "it has web, snapshots 1", "mount /backup/web.tar@99 /mnt/v"},
+		{6, "cut short", "mount /backup/short.tar /mnt/v"},
+		{6, "copy it here again", "prefetch /backup/short.tar"},
+		{1, "15 bytes are no archive", "mount text.tar /mnt/v"},
+		{1, "no OCI image is in it", "mount foreign.tar /mnt/v"},
+		{5, "refused", "mount http://127.0.0.1:1/web.tar /mnt/v"},
+		{1, "not encrypted", "mount --identity /nokey /backup/web.tar /mnt/v"},
+		{2, "is an archive", "mount web.tar /mnt/v --archive /backup/web.tar"},
+		{2, "none is named", "mount --insecure alpha/web /mnt/v"},
+		{4, "name the archive alone", "mount --archive /backup/web.tar alpha/web /mnt/v"},
+		{6, "edited.tar", "prefetch edited.tar"},
+	} {
+		s.fails(gamma, bad.code, bad.text, "cd /backup; srvfs "+bad.args)
+	}
+	// One that was edited mounts, and what is wrong in it is an error that tells who sent
+	// it for which file.
+	s.on(gamma, "cd /backup; srvfs mount edited.tar /mnt/v")
+	s.fails(gamma, 1, "Input/output error", "cat /mnt/v/usr/sbin/nginx")
+	o := s.origins(gamma, "/mnt/v")
+	if len(o) != 1 || o[0].Corrupt == 0 || o[0].LastBad != "/usr/sbin/nginx" {
+		t.Errorf("the origin that sent wrong bytes: %+v", o)
+	}
+	if out := s.on(gamma, "srvfs status /mnt/v; grep 'wrong bytes' /var/lib/srvfs/daemon.log"); !strings.Contains(out, "/usr/sbin/nginx") || !strings.Contains(out, "archive /backup/edited.tar") {
+		t.Errorf("status and log:\n%s", out)
+	}
+	s.on(gamma, "srvfs umount /mnt/v")
+	s.noResidue(gamma)
+}
+
+// spoil changes bytes all over the largest member of a tar file: the layer.
+func (s *site) spoil(b []byte) {
+	s.Helper()
+	r := bytes.NewReader(b)
+	var from, size int64
+	for t := tar.NewReader(r); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		s.check(err)
+		if h.Size > size {
+			from, size = r.Size()-int64(r.Len()), h.Size
+		}
+	}
+	for i := from + 4096; i < from+size-64<<10; i += 4096 {
+		b[i] ^= 0xff
 	}
 }

@@ -68,6 +68,7 @@ type daemon struct {
 
 	mu       sync.Mutex
 	clients  map[rpc.Fingerprint]*ways
+	archives map[control.Archive]*archived
 	retired  []*ways             // to addresses that a source has no more
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
@@ -140,6 +141,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	err = errors.Join(err, d.endAll(), d.closeClients())
 	stopWork()
 	d.work.Wait()
+	err = errors.Join(err, d.closeArchives())
 	o.Log.Info("ended")
 	return err
 }
@@ -285,7 +287,14 @@ func (d *daemon) operations() map[string]control.Handler {
 			defer d.wake()
 			defer d.calls.Add(-1)
 			start := time.Now()
-			result, err := op(ctx, c, out)
+			var result any
+			var err error
+			if c.FromArchive() && c.Service == "" {
+				c.Service, err = d.nameArchived(ctx, *c.Archive)
+			}
+			if err == nil {
+				result, err = op(ctx, c, out)
+			}
 			d.Log.Info(name, "source", c.Source, "service", c.Service, "name", c.Name, "mountpoint", c.Mountpoint, "took", time.Since(start), "error", err)
 			return result, err
 		}

@@ -11,6 +11,7 @@ import (
 	"srvfs/manifest"
 	"srvfs/rpc"
 	"srvfs/store"
+	"srvfs/store/archive"
 )
 
 // The ranks of origins: what neither the store nor this host has is asked of the
@@ -85,11 +86,14 @@ func (d *daemon) from(ctx context.Context, of control.Snapshot) (*origins, error
 	}
 	var err error
 	if of.FromArchive() {
-		return s, nil // what its key is, its snapshot says
+		s.key = archive.RefID(of.Source)
+		return s, nil
 	}
 	if s.ways, s.key, err = d.find(ctx, of.Source); errors.Is(err, manifest.ErrDenied) {
 		if key := d.keyOf(ctx, of.Source); key != "" {
 			s.key, err = key, nil
+		} else if of.Archive != nil {
+			err = fmt.Errorf("%w; or name the archive alone, as %s", err, of.Archive.Ref)
 		}
 	}
 	return s, err
@@ -97,12 +101,12 @@ func (d *daemon) from(ctx context.Context, of control.Snapshot) (*origins, error
 
 // again returns where the content comes from of what was stored here before, whatever
 // can be found of it now.
-func (d *daemon) again(ctx context.Context, name, key, service string, archive *control.Archive) *origins {
+func (d *daemon) again(ctx context.Context, name, key, service string, from *control.Archive) *origins {
 	s := &origins{d: d, name: name, key: key, service: service}
-	if archive != nil {
-		s.archive = d.archived(*archive)
+	if from != nil {
+		s.archive = d.archived(*from)
 	}
-	if archive == nil || archive.Ref != name {
+	if from == nil || from.Ref != name {
 		w, k, err := d.find(ctx, name)
 		if err == nil && k != key {
 			err = fmt.Errorf("%s is another host now (%s, and not %s): %w", name, k, key, manifest.ErrDenied)

@@ -47,7 +47,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 		return nil, err
 	}
 	if of.FromArchive() {
-		return d.openArchived(ctx, from, of.Ref, nil)
+		return d.openArchived(ctx, from, of.Ref)
 	}
 	stored, storedErr := d.storedAs(from.key, of.Ref)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
@@ -80,7 +80,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	}
 	switch {
 	case stored == nil && from.archive != nil:
-		return d.openArchived(ctx, from, of.Ref, offline)
+		return d.instead(ctx, from, of.Ref, offline)
 	case stored == nil && !of.Newest():
 		return nil, fmt.Errorf("service %s of %s: %w (and that snapshot is not stored here)", service, source, offline)
 	case stored == nil:
@@ -244,9 +244,9 @@ func (o *opened) describe() string {
 	text := fmt.Sprintf("snapshot %d of %s, %s", s.Sequence, s.Service, time.Unix(0, s.Created).Format(time.DateTime))
 	switch {
 	case o.from != "" && o.offline != nil:
-		text += " (the source can't be asked: from " + o.from + ")"
+		text += ", from " + o.from + " (the source can't be asked)"
 	case o.from != "":
-		text += " from " + o.from
+		text += ", from " + o.from
 	case o.offline != nil:
 		text += " (the source can't be asked: using what is stored here)"
 	}
