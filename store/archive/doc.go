@@ -37,6 +37,7 @@
 //
 // OCI layers know no part of a file: one changed byte in a large file brings the whole of it
 // into the next layer. A name that begins with ".wh." is a whiteout there, and such a
-// tree is refused. More than 120 layers are refused too, since overlayfs would; write a
+// tree is refused. An extended attribute without a value is in the snapshot, but tools that
+// unpack the image may leave it out: in a tar file no value means no attribute. More than 120 layers are refused too, since overlayfs would; write a
 // compact archive then, which holds the newest snapshot alone.
 package archive

@@ -1,0 +1,105 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"srvfs/manifest"
+)
+
+// A registryTarget is a tag of a repository. What is new is staged in a folder here, and
+// pushed: blobs, then manifests, the tag at last.
+type registryTarget struct {
+	dest    string
+	options Options
+	tag     name.Tag
+	dir     string
+}
+
+func newRegistryTarget(dest string, o Options) (*registryTarget, error) {
+	r, err := parseRegistry(dest, o.Insecure)
+	if err != nil {
+		return nil, err
+	}
+	tag, ok := r.(name.Tag)
+	if !ok {
+		return nil, fmt.Errorf("%s: an export needs a tag, not a digest: %w", dest, manifest.ErrInvalid)
+	}
+	return &registryTarget{dest: dest, options: o, tag: tag}, nil
+}
+
+func (t *registryTarget) open(ctx context.Context) (*Archive, error) {
+	a, err := Open(ctx, t.dest, OpenOptions{Insecure: t.options.Insecure})
+	if errors.Is(err, manifest.ErrNotFound) {
+		return nil, nil
+	}
+	return a, err
+}
+
+func (t *registryTarget) stage(context.Context) (*stage, error) {
+	dir, err := os.MkdirTemp(t.options.Temp, "srvfs-export-")
+	if err != nil {
+		return nil, fmt.Errorf("folder for new blobs: %w", noSpace(err))
+	}
+	t.dir = dir
+	return openStage(dir)
+}
+
+func (t *registryTarget) publish(ctx context.Context, s *stage, p *publication) error {
+	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(registryTransport(t.options.Insecure))}
+	repo := t.tag.Context()
+	failed := func(err error) error { return ofRegistry(ctx, repo.RegistryStr(), err) }
+	for _, d := range s.new {
+		if d.MediaType == typeManifest {
+			continue
+		}
+		if err := remote.WriteLayer(repo, pushed{s, d}, options...); err != nil {
+			return fmt.Errorf("push blob %v: %w", d.Digest, failed(err))
+		}
+	}
+	number := t.tag.TagStr() + "-" + strconv.FormatUint(p.edition.Sequence, 10)
+	for _, m := range []struct {
+		tag string
+		d   descriptor
+	}{{number, p.image}, {number + besideIt, p.beside}, {t.tag.TagStr() + besideIt, p.beside}, {t.tag.TagStr(), p.image}} {
+		if err := remote.Put(repo.Tag(m.tag), pushed{s, m.d}, options...); err != nil {
+			return fmt.Errorf("push manifest %s: %w", m.tag, failed(err))
+		}
+	}
+	return nil
+}
+
+func (t *registryTarget) close() error {
+	if t.dir == "" {
+		return nil
+	}
+	return os.RemoveAll(t.dir)
+}
+
+// pushed is a staged blob or manifest as the library that pushes it sees it.
+type pushed struct {
+	s *stage
+	d descriptor
+}
+
+func (p pushed) Digest() (v1.Hash, error) {
+	return v1.Hash{Algorithm: "sha256", Hex: p.d.Digest.Hex()}, nil
+}
+func (p pushed) DiffID() (v1.Hash, error)            { return p.Digest() }
+func (p pushed) Size() (int64, error)                { return p.d.Size, nil }
+func (p pushed) MediaType() (types.MediaType, error) { return types.MediaType(p.d.MediaType), nil }
+func (p pushed) Compressed() (io.ReadCloser, error)  { return os.Open(p.s.path(p.d.Digest)) }
+func (p pushed) RawManifest() ([]byte, error)        { return os.ReadFile(p.s.path(p.d.Digest)) }
+func (p pushed) Uncompressed() (io.ReadCloser, error) {
+	return nil, errors.New("blobs are pushed as they are")
+}
