@@ -165,6 +165,9 @@ func (c *Client) AwaitLost(ctx context.Context) error {
 	return nil
 }
 
+// Silence returns for how long nothing has come from the source, whatever it says.
+func (c *Client) Silence() time.Duration { return c.link.silence() }
+
 // List returns the services that this host may read.
 func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
 	return c.list(ctx, "list", &srvfspb.ListRequest{})

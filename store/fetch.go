@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"srvfs/manifest"
@@ -73,7 +74,7 @@ func (r *Reader) blame(o *Source, what string, d manifest.Digest, err error) {
 
 // attempt does as much of the job as one source can.
 func (r *Reader) attempt(ctx context.Context, o *Source, j *job, patience time.Duration, deadline *time.Time) (err error) {
-	w := watch(ctx, patience, *deadline)
+	w := watch(ctx, patience, *deadline, nil)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
 	body, err := o.way(j.background).Fetch(w.ctx, j.digest, j.off, j.n)
@@ -116,25 +117,48 @@ type watcher struct {
 	cancel        context.CancelCauseFunc
 	silence       time.Duration
 	silent, total *time.Timer
+	heard         Listener // if not nil, knows better than we when something came
+	paused        atomic.Bool
 }
 
-func watch(ctx context.Context, silence time.Duration, deadline time.Time) *watcher {
-	w := &watcher{silence: silence}
+// A Listener is an origin that knows for how long it has heard nothing at all of its
+// other side. Of a long answer on a slow wire nothing else shows that it is coming.
+type Listener interface{ Silence() time.Duration }
+
+func watch(ctx context.Context, silence time.Duration, deadline time.Time, heard Listener) *watcher {
+	w := &watcher{silence: silence, heard: heard}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.silent = time.AfterFunc(silence, func() { w.cancel(errSilent) })
+	w.silent = time.AfterFunc(time.Hour, w.quiet)
+	w.silent.Reset(silence)
 	w.total = time.AfterFunc(time.Until(deadline), func() { w.cancel(errDeadline) })
 	return w
+}
+
+// quiet is called when nothing has come for as long as is borne, as far as we know.
+func (w *watcher) quiet() {
+	if w.paused.Load() {
+		return
+	}
+	if w.heard != nil {
+		if ago := w.heard.Silence(); ago < w.silence {
+			w.silent.Reset(w.silence - ago)
+			return
+		}
+	}
+	w.cancel(errSilent)
 }
 
 func (w *watcher) alive() { w.silent.Reset(w.silence) }
 
 // pause stops the clocks while we are at work ourselves.
 func (w *watcher) pause() {
+	w.paused.Store(true)
 	w.silent.Stop()
 	w.total.Stop()
 }
 
 func (w *watcher) resume(deadline time.Time) {
+	w.paused.Store(false)
 	w.silent.Reset(w.silence)
 	w.total.Reset(time.Until(deadline))
 }
@@ -184,7 +208,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			}
 		} else {
 			silence := r.patience(order[n:], background)
-			if background {
+			if _, ok := o.way(background).(Listener); background && !ok {
 				silence = r.store.deadline // one answer may be a MiB, and the wire slow
 			}
 			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, accept})
@@ -268,7 +292,11 @@ func (r *Reader) exchange(ctx context.Context, o *Source, q request) error {
 		for i, k := range part {
 			ranges[i] = q.want[k].Range
 		}
-		w := watch(ctx, q.silence, *q.deadline)
+		var heard Listener
+		if q.background {
+			heard, _ = o.way(true).(Listener)
+		}
+		w := watch(ctx, q.silence, *q.deadline, heard)
 		r.store.stats.fetches.add(1)
 		answered := 0
 		err := b.FetchBatch(w.ctx, ranges, func(i int, data []byte, err error) error {
@@ -338,7 +366,7 @@ func (r *Reader) each(ctx context.Context, o *Source, q request) error {
 
 // whole fetches one range into memory.
 func (r *Reader) whole(ctx context.Context, o *Source, g manifest.Range, q request, deadline time.Time) (data []byte, err error) {
-	w := watch(ctx, q.silence, deadline)
+	w := watch(ctx, q.silence, deadline, nil)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
 	body, err := o.way(q.background).Fetch(w.ctx, g.Digest, g.Off, g.Len)

@@ -182,3 +182,58 @@ func TestDeadAndCorruptSources(t *testing.T) {
 	}
 	same(t, "afterwards", names(r), "wrong", "good", "dead")
 }
+
+// slowOrigin answers a batch after a while, in which it hears the other side, or not.
+type slowOrigin struct {
+	batchOrigin
+	takes time.Duration
+	deaf  bool
+}
+
+func (o slowOrigin) Silence() time.Duration {
+	if o.deaf {
+		return time.Hour
+	}
+	return 100 * time.Millisecond
+}
+
+func (o slowOrigin) FetchBatch(ctx context.Context, want []manifest.Range, yield func(int, []byte, error) error) error {
+	select {
+	case <-time.After(o.takes):
+		return o.batchOrigin.FetchBatch(ctx, want, yield)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// In the background too a source that is silent is passed over, but not one whose long
+// answer is on its way.
+func TestPrefetchPassesOverSilence(t *testing.T) {
+	dir := t.TempDir()
+	for _, deaf := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			first, second := newOrigin(), newOrigin()
+			files := map[string][]byte{"/a": random(1000, 1), "/b": random(2000, 2)}
+			first.tree(files)
+			snap := second.tree(files)
+			s, err := Open(Options{Dir: filepath.Join(dir, fmt.Sprint(deaf))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = s.Close() }()
+			quick := batchOrigin{first}
+			r := s.Reader(
+				Source{Name: "first", Origin: quick, Bulk: slowOrigin{quick, 4 * time.Second, deaf}},
+				Source{Name: "second", Origin: batchOrigin{second}},
+			)
+			start := time.Now()
+			if err := r.Prefetch(t.Context(), snap, func(Progress) {}); err != nil {
+				t.Fatal(err)
+			}
+			got := second.total() > 0
+			if took := time.Since(start); got != deaf || deaf && took >= 2*time.Second || !deaf && took < 4*time.Second {
+				t.Errorf("deaf %v: took %v, the second was asked %v", deaf, took, got)
+			}
+		})
+	}
+}

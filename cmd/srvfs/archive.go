@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,6 +27,11 @@ type archiveFlags struct {
 
 func (f *archiveFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.ref, "archive", "", "an archive to be asked when the source fails: DIR, FILE.tar, http(s)://..., docker://...")
+	f.addReading(c)
+}
+
+// addReading adds those that say how an archive is read.
+func (f *archiveFlags) addReading(c *cobra.Command) {
 	c.Flags().StringVar(&f.identity, "identity", "", "FILE with the age identity that the archive is encrypted to")
 	c.Flags().BoolVar(&f.insecure, "insecure", false, "reach the archive's registry without TLS, or with a certificate that nobody vouches for")
 }
@@ -89,6 +95,19 @@ func (f *archiveFlags) split(c *cobra.Command, word string) (s control.Snapshot,
 	}
 	s.Archive, err = f.fallback(c)
 	return s, err
+}
+
+// splitLocal reads the same, or NAME[@SNAPSHOT] of a service that is known here.
+func (f *archiveFlags) splitLocal(c *cobra.Command, word string) (control.Snapshot, error) {
+	if isArchive(word) {
+		return f.split(c, word)
+	}
+	return splitLocal(c, word)
+}
+
+// open opens the archive that a word names.
+func (f *archiveFlags) open(ctx context.Context, word string) (*archive.Archive, error) {
+	return archive.Open(ctx, word, archive.OpenOptions{Identity: f.identity, Insecure: f.insecure})
 }
 
 // fallback returns what --archive names, or nil.

@@ -22,7 +22,7 @@ type Differences struct {
 // diffOp compares the snapshot that the call names with its other one, or with the
 // newest. It needs directories only, of those that differ.
 func (d *daemon) diffOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
-	with := control.Snapshot{Source: c.Source, Ref: manifest.Ref{Service: c.Service}}
+	with := control.Snapshot{Source: c.Source, Ref: manifest.Ref{Service: c.Service}, Archive: c.Archive}
 	if c.With != nil {
 		with = *c.With
 	}
@@ -51,6 +51,12 @@ func (d *daemon) diffOp(ctx context.Context, c control.Call, _ control.Stream) (
 
 // openKnown is open, also for a service by its name here, or one that is followed.
 func (d *daemon) openKnown(ctx context.Context, of control.Snapshot) (*opened, error) {
+	if of.FromArchive() && of.Service == "" {
+		var err error
+		if of.Service, err = d.nameArchived(ctx, *of.Archive); err != nil {
+			return nil, err
+		}
+	}
 	if of.Source == "" {
 		known, err := d.load(of.Service)
 		if f := d.followOf(control.Snapshot{Ref: of.Ref}); err != nil && f != nil {
