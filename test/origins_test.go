@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"srvfs/manifest"
-	"srvfs/store"
-	"srvfs/store/archive"
 	"srvfs/test/world"
 )
 
@@ -129,20 +127,15 @@ func TestStandbysServeEachOther(t *testing.T) {
 	}
 }
 
-// export writes an archive of web from what the standby has prefetched.
-func (s *site) export(dest string) {
+// archived has the standby export web, which it has prefetched, and puts that into
+// /backup/web.tar of another host. It returns where that is.
+func (s *site) archived(h *world.Host) string {
 	s.Helper()
-	s.await("the standby's daemon has ended", func() bool { return !s.runs(s.standby, "srvfs") })
-	st := must(store.Open(store.Options{Dir: filepath.Join(s.standby.Root, "var/lib/srvfs/store")}))(s.T)
-	defer func() { s.check(st.Close()) }()
-	refs := must(st.Snapshots())(s.T)
-	if len(refs) == 0 {
-		s.Fatal("the standby has no snapshot")
-	}
-	last := refs[len(refs)-1]
-	snap := must(st.LoadSnapshotAt(last.Source, last.Service, last.Sequence))(s.T)
-	_, err := archive.Write(s.ctx, dest, snap, archive.FromOrigin(st), archive.Options{})
-	s.check(err)
+	s.on(s.standby, "mkdir /backup && srvfs export "+s.source.Addr+"/web -o /backup/web.tar")
+	file := filepath.Join(h.Root, "backup/web.tar")
+	s.check(os.Mkdir(filepath.Dir(file), 0o700))
+	s.check(os.WriteFile(file, must(os.ReadFile(filepath.Join(s.standby.Root, "backup/web.tar")))(s.T), 0o600))
+	return file
 }
 
 // A service is mounted and run from an archive, with no source at all.
@@ -154,9 +147,7 @@ func TestArchiveIsAnOrigin(t *testing.T) {
 	want := s.allOf(s.standby, "/mnt/v")
 	s.on(s.standby, "srvfs umount /mnt/v")
 	gamma := s.gamma()
-	file := filepath.Join(gamma.Root, "backup/web.tar")
-	s.check(os.Mkdir(filepath.Dir(file), 0o700))
-	s.export(file)
+	file := s.archived(gamma)
 	s.check(os.WriteFile(filepath.Join(s.source.Root, "var/www/html/web.tar"), must(os.ReadFile(file))(t), 0o644))
 	s.on(gamma, "mkdir -p /mnt/v /mnt/w")
 
@@ -206,8 +197,7 @@ func TestArchiveIsTheFallback(t *testing.T) {
 	s.paired()
 	s.on(s.standby, "srvfs prefetch "+s.source.Addr+"/web")
 	gamma := s.gamma()
-	s.check(os.Mkdir(filepath.Join(gamma.Root, "backup"), 0o700))
-	s.export(filepath.Join(gamma.Root, "backup/web.tar"))
+	s.archived(gamma)
 	s.on(gamma, "mkdir -p /mnt/v; srvfs pair "+strings.TrimSpace(s.on(s.source, "srvd pair")))
 	s.on(gamma, "srvfs mount "+s.source.Addr+"/web /mnt/v --archive /backup/web.tar")
 	s.on(gamma, "srvfs run --archive /backup/web.tar "+s.source.Addr+"/web")
@@ -244,10 +234,8 @@ func TestBadArchives(t *testing.T) {
 	s.paired()
 	s.on(s.standby, "srvfs prefetch "+s.source.Addr+"/web")
 	gamma := s.gamma()
-	dir := filepath.Join(gamma.Root, "backup")
-	s.check(os.Mkdir(dir, 0o700))
-	s.export(filepath.Join(dir, "web.tar"))
-	whole := must(os.ReadFile(filepath.Join(dir, "web.tar")))(t)
+	file := s.archived(gamma)
+	dir, whole := filepath.Dir(file), must(os.ReadFile(file))(t)
 	write := func(name string, b []byte) { s.check(os.WriteFile(filepath.Join(dir, name), b, 0o600)) }
 	write("short.tar", whole[:len(whole)/2])
 	write("text.tar", []byte("not an archive\n"))

@@ -2,7 +2,6 @@ package test
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -13,18 +12,18 @@ import (
 	"srvfs/test/world"
 )
 
-// A registry is the distribution's, which runs on this machine and is reached at the
+// A distribution is the registry of that name, which runs on this machine and is reached at the
 // client's address.
-type registry struct {
+type distribution struct {
 	addr string // on this machine
 	end  func() // kills it
 }
 
-// registry starts one whose content lies in a folder. With a login, that is for "user".
-func (s *site) registry(dir string, login bool) *registry {
+// distribution starts one whose content lies in a folder. With a login, that is for "user".
+func (s *site) distribution(dir string, login bool) *distribution {
 	s.Helper()
 	free := must(net.Listen("tcp", "127.0.0.1:0"))(s.T)
-	r := &registry{addr: free.Addr().String()}
+	r := &distribution{addr: free.Addr().String()}
 	s.check(free.Close())
 	config := fmt.Sprintf("version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", dir, r.addr)
 	if login {
@@ -61,24 +60,6 @@ func (s *site) registry(dir string, login bool) *registry {
 	return r
 }
 
-// forward carries a connection to another address until one side ends it.
-func forward(from net.Conn, addr string) {
-	defer func() { _ = from.Close() }()
-	to, err := net.Dial("tcp", addr)
-	if err != nil {
-		return
-	}
-	defer func() { _ = to.Close() }()
-	var back sync.WaitGroup
-	back.Go(func() {
-		_, _ = io.Copy(from, to)
-		_ = from.Close()
-	})
-	_, _ = io.Copy(to, from)
-	_ = to.Close()
-	back.Wait()
-}
-
 // A service runs from a registry while its source is dead; what is not here yet is an
 // error while the registry is gone, and is there when it is back.
 func TestRegistryIsAnOrigin(t *testing.T) {
@@ -88,19 +69,19 @@ func TestRegistryIsAnOrigin(t *testing.T) {
 	s.paired()
 	s.on(s.standby, "srvfs prefetch "+s.source.Addr+"/web")
 	dir := t.TempDir()
-	r := s.registry(dir, false)
-	s.export("docker://" + r.addr + "/web:latest")
+	r := s.distribution(dir, false)
+	ref := "docker://" + s.client.Addr + ":5000/web:latest"
+	s.on(s.standby, "srvfs export "+s.source.Addr+"/web --insecure -o "+ref)
 	r.end()
 	s.lose()
 	gamma := s.gamma()
 	s.on(gamma, "mkdir -p /mnt/v")
-	ref := "docker://" + s.client.Addr + ":5000/web:latest"
 
 	s.fails(gamma, 5, "refused", "srvfs run --insecure "+ref)
-	r = s.registry(dir, true)
+	r = s.distribution(dir, true)
 	s.fails(gamma, 4, "login", "srvfs run --insecure "+ref)
 	r.end()
-	r = s.registry(dir, false)
+	r = s.distribution(dir, false)
 
 	s.on(gamma, "srvfs run --insecure "+ref)
 	if got := s.get(gamma, "/"); got != page {
@@ -114,7 +95,7 @@ func TestRegistryIsAnOrigin(t *testing.T) {
 		t.Error("a file is read that is nowhere")
 	}
 	s.await("status tells that the registry is gone", func() bool { return s.origins(gamma, "web")[0].Failing != "" })
-	s.registry(dir, false)
+	s.distribution(dir, false)
 	s.await("the file is there with the registry", func() bool {
 		got, err := s.client.Get(s.ctx, "http://"+gamma.Addr+"/large1")
 		return err == nil && len(got) == 3_000_000

@@ -2,15 +2,10 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
@@ -58,17 +53,13 @@ makes none and removes those there are; a service that runs here remembers it.
 			if err != nil {
 				return err
 			}
-			var out control.Stream
-			var b *bar
-			if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil && !asJSON {
-				b = &bar{}
-				out = b
+			var b *cli.Bar
+			if !asJSON {
+				b = cli.NewBar()
 			}
 			var r daemon.Prefetched
-			err = p.do(c.Context(), "prefetch", call, out, &r)
-			if b != nil {
-				b.end()
-			}
+			err = p.do(c.Context(), "prefetch", call, shown{b}, &r)
+			b.End()
 			if err != nil {
 				return err
 			}
@@ -92,45 +83,8 @@ makes none and removes those there are; a service that runs here remembers it.
 	return c
 }
 
-// bar shows progress on a terminal: share, bytes, rate, time left, and which files
-// are coming.
-type bar struct {
-	bars *mpb.Progress
-	bar  *mpb.Bar
-	last time.Time
+// shown shows on a terminal how far a command is.
+type shown struct{ *cli.Bar }
 
-	mu    sync.Mutex // the bar is drawn by a goroutine of its own
-	stage string
-}
-
-func (b *bar) Step(string, time.Duration, string) {}
-
-func (b *bar) Progress(p control.Progress) {
-	now := time.Now()
-	b.mu.Lock()
-	b.stage = p.Stage
-	b.mu.Unlock()
-	if b.bar == nil {
-		b.bars = mpb.New(mpb.WithWidth(40), mpb.WithOutput(os.Stderr))
-		b.bar = b.bars.New(p.TotalBytes, mpb.BarStyle(),
-			mpb.PrependDecorators(decor.CountersKiloByte("% .1f / % .1f")),
-			mpb.AppendDecorators(decor.Percentage(), decor.Name("  "), decor.EwmaSpeed(decor.SizeB1000(0), "% .1f", 30), decor.Name("  left "), decor.EwmaETA(decor.ET_STYLE_GO, 30),
-				decor.Any(func(decor.Statistics) string {
-					b.mu.Lock()
-					defer b.mu.Unlock()
-					return "  " + b.stage
-				})))
-		b.last = now
-	}
-	b.bar.SetTotal(p.TotalBytes, false)
-	b.bar.EwmaSetCurrent(p.Bytes, now.Sub(b.last))
-	b.last = now
-}
-
-func (b *bar) end() {
-	if b.bar == nil {
-		return
-	}
-	b.bar.Abort(false)
-	b.bars.Wait()
-}
+func (p shown) Step(string, time.Duration, string) {}
+func (p shown) Progress(c control.Progress)        { p.Show(c.Bytes, c.TotalBytes, c.Stage) }

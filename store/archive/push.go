@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -24,6 +26,7 @@ type registryTarget struct {
 	options Options
 	tag     name.Tag
 	dir     string
+	lock    *os.File // of a folder that other exports may use
 }
 
 func newRegistryTarget(dest string, o Options) (*registryTarget, error) {
@@ -47,11 +50,33 @@ func (t *registryTarget) open(ctx context.Context) (*Archive, error) {
 }
 
 func (t *registryTarget) stage(context.Context) (*stage, error) {
-	dir, err := os.MkdirTemp(t.options.Temp, "srvfs-export-")
-	if err != nil {
+	if t.options.Temp == "" {
+		dir, err := os.MkdirTemp("", "srvfs-export-")
+		if err != nil {
+			return nil, fmt.Errorf("folder for new blobs: %w", noSpace(err))
+		}
+		t.dir = dir
+		return openStage(dir)
+	}
+	// A folder of its own, the same each time, so that what a killed export left goes.
+	dir := filepath.Join(t.options.Temp, "export-"+RefID(t.dest))
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("folder for new blobs: %w", noSpace(err))
 	}
+	var err error
+	if t.lock, err = lockFolder(dir, t.dest); err != nil {
+		return nil, err
+	}
 	t.dir = dir
+	list, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range list {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return nil, err
+		}
+	}
 	return openStage(dir)
 }
 
@@ -83,7 +108,11 @@ func (t *registryTarget) close() error {
 	if t.dir == "" {
 		return nil
 	}
-	return os.RemoveAll(t.dir)
+	err := os.RemoveAll(t.dir)
+	if t.lock != nil {
+		err = errors.Join(err, t.lock.Close())
+	}
+	return err
 }
 
 // pushed is a staged blob or manifest as the library that pushes it sees it.

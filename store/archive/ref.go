@@ -58,3 +58,13 @@ func IsRef(s string) bool {
 	_, err := os.Stat(filepath.Join(s, "oci-layout"))
 	return s != "" && err == nil
 }
+
+// Absolute returns the reference with an absolute path, if it names a folder or a file.
+// The error wraps ErrInvalid if it names no kind of archive.
+func Absolute(ref string) (string, error) {
+	k, err := sortOf(ref)
+	if err != nil || k == webKind || k == registryKind {
+		return ref, err
+	}
+	return filepath.Abs(ref)
+}

@@ -205,7 +205,8 @@ type folderTarget struct {
 }
 
 func (t *folderTarget) open(ctx context.Context) (*Archive, error) {
-	if err := os.MkdirAll(t.dir, 0o755); err != nil {
+	// For its owner alone: private keys may be in it.
+	if err := os.MkdirAll(t.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("archive: %w", noSpace(err))
 	}
 	var err error

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"filippo.io/age"
+	"golang.org/x/sys/unix"
 
 	"srvfs/manifest"
 )
@@ -93,11 +94,15 @@ func (t *fileTarget) stage(context.Context) (*stage, error) { return openStage(t
 
 func (t *fileTarget) publish(ctx context.Context, s *stage, p *publication) (err error) {
 	name := filepath.Join(t.dir, fresh+"file")
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o644)
+	// For its owner alone: private keys may be in it.
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("new file: %w", noSpace(err))
 	}
 	defer func() { err = errors.Join(noSpace(err), f.Close()) }()
+	if err := t.likeOld(f); err != nil {
+		return fmt.Errorf("new file: %w", err)
+	}
 	if len(t.to) == 0 {
 		err = t.write(ctx, f, s, p)
 	} else {
@@ -119,6 +124,18 @@ func (t *fileTarget) publish(ctx context.Context, s *stage, p *publication) (err
 		return err
 	}
 	return syncFolder(filepath.Dir(t.path))
+}
+
+// likeOld gives the new file the owner and the permissions of the one in whose place it
+// comes.
+func (t *fileTarget) likeOld(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(t.path, &st); errors.Is(err, unix.ENOENT) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return errors.Join(f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(fs.FileMode(st.Mode&0o777)))
 }
 
 // write writes the tar file: layers first, then all that is small, so that a reader

@@ -40,6 +40,17 @@ type Call struct {
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
+	// Export says where an export goes, and how.
+	Export *Export `json:"export,omitempty"`
+}
+
+// An Export is the destination of one: an archive. Paths are absolute.
+type Export struct {
+	Dest       string   `json:"dest"`
+	Compact    bool     `json:"compact,omitempty"`
+	Recipients []string `json:"recipients,omitempty"`
+	Identity   string   `json:"identity,omitempty"`
+	Insecure   bool     `json:"insecure,omitempty"`
 }
 
 // A Snapshot names one on its source, HOST[:PORT]. Without a source, the service is

@@ -278,7 +278,7 @@ func OpenSources(state string) (*rpc.Identity, *rpc.Sources, error) {
 func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
-		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
+		"remove": d.removeOp, "prefetch": d.prefetchOp, "export": d.exportOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
 		"serve": d.serveOp,
 	}
 	for name, op := range ops {
