@@ -36,6 +36,7 @@ type Call struct {
 	Update     bool          `json:"update,omitempty"`
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
+	Verify     bool          `json:"verify,omitempty"` // read again what is here
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
@@ -68,7 +69,7 @@ type Progress struct {
 	Files, TotalFiles int64
 	Bytes, TotalBytes int64
 	Local, Fetched    int64  // bytes that came from this host's own files, and over the wire
-	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"
+	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"; or "verify"
 }
 
 // A Failure is an error on its way to another process.

@@ -333,7 +333,7 @@ func (d *daemon) followed(ctx context.Context) ([]Status, error) {
 		}
 		if err == nil {
 			s.Sequence = snap.Sequence
-			s.Content, err = d.store.Reader().Tally(ctx, snap)
+			s.Content, err = d.tally(ctx, keys[i], d.store.Reader(), snap)
 		}
 		if err != nil {
 			return nil, err

@@ -83,7 +83,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 			}
 		}
 		var err error
-		if s.Content, err = v.reader.Tally(ctx, v.snapshot); err != nil {
+		if s.Content, err = d.tally(ctx, v.key, v.reader, v.snapshot); err != nil {
 			return nil, err
 		}
 		all = append(all, s)
@@ -101,7 +101,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		if err != nil {
 			return nil, err
 		}
-		if s.Content, err = d.store.Reader().Tally(ctx, snap); err != nil {
+		if s.Content, err = d.tally(ctx, r.Key, d.store.Reader(), snap); err != nil {
 			return nil, err
 		}
 		s.Prepared = d.copiesOf(r.Key, r.Service).Usage()
@@ -136,6 +136,14 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		return nil, fmt.Errorf("no service or view %q here: %w", c.Name, manifest.ErrNotFound)
 	}
 	return chosen, nil
+}
+
+// tally says where a snapshot's content is. One that the next daemon would not find is
+// not detached.
+func (d *daemon) tally(ctx context.Context, key string, r *store.Reader, s *manifest.Snapshot) (store.Tally, error) {
+	t, err := r.Tally(ctx, s)
+	t.Detached = t.Detached && d.store.HasSnapshot(key, s)
+	return t, err
 }
 
 // prefetched returns a line for each snapshot that copies were made for and that
@@ -180,6 +188,8 @@ type Prefetched struct {
 	Content store.Tally   `json:"content"`
 	// Prepared is what came of preparing the files that the service writes to.
 	Prepared Preparation `json:"prepared"`
+	// Verified is what --verify found; nil without it.
+	Verified *store.Verified `json:"verified,omitempty"`
 }
 
 func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
@@ -205,16 +215,28 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
-	err = o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) {
+	report := func(p store.Progress) {
 		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes, Stage: p.Stage})
-	})
+	}
+	var verified *store.Verified
+	if c.Verify {
+		var v store.Verified
+		v, err = o.reader.Verify(ctx, o.snapshot, report)
+		verified = &v
+	} else {
+		err = o.reader.Prefetch(ctx, o.snapshot, report)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("prefetch %s/%s: %w", c.Source, c.Service, err)
+	}
+	if verified != nil && len(verified.Lost) > 0 {
+		t, err := d.tally(ctx, o.key, o.reader, o.snapshot)
+		return Prefetched{Source: c.Source, Service: c.Service, Took: time.Since(start), Fetched: int64(d.store.Stats().FetchedBytes - fetched), Content: t, Verified: verified}, err
 	}
 	p, err := d.prepareStep(ctx, c, o, out)
 	if err != nil {
 		return nil, fmt.Errorf("prefetch %s/%s: all content is here, but what the service writes to is not prepared: %w", c.Source, c.Service, err)
 	}
-	t, err := o.reader.Tally(ctx, o.snapshot)
-	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t, p}, err
+	t, err := d.tally(ctx, o.key, o.reader, o.snapshot)
+	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t, p, verified}, err
 }
