@@ -47,6 +47,9 @@ func (s *Store) Reader(sources ...Source) *Reader {
 	return r
 }
 
+// BlobDir is [Store.BlobDir].
+func (r *Reader) BlobDir() string { return r.store.BlobDir() }
+
 // Meta returns directory pages and chunk lists by digest, in the order asked,
 // verified, and keeps them. What is not in the store is asked for in one batch
 // where the source is a [manifest.Batcher]. Meta implements

@@ -37,6 +37,8 @@ type Call struct {
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
 	Verify     bool          `json:"verify,omitempty"` // read again what is here
+	Dir        string        `json:"dir,omitempty"`    // the folder to materialise to
+	Link       bool          `json:"link,omitempty"`   // by hard links
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`

@@ -273,6 +273,7 @@ func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
 		"remove": d.removeOp, "prefetch": d.prefetchOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
+		"materialise": d.materialiseOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {

@@ -215,9 +215,7 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
-	report := func(p store.Progress) {
-		out.Progress(control.Progress{Files: int64(p.Done.Files), TotalFiles: int64(p.Total.Files), Bytes: p.Done.Bytes, TotalBytes: p.Total.Bytes, Local: p.Host.Bytes, Fetched: p.Fetched.Bytes, Stage: p.Stage})
-	}
+	report := func(p store.Progress) { out.Progress(progressOf(p)) }
 	var verified *store.Verified
 	if c.Verify {
 		var v store.Verified
