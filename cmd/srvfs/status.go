@@ -166,8 +166,13 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	switch s.Reads {
 	case "kernel":
 		line("reads", "served by the kernel from the store")
+	case "disk":
+		line("reads", "served by the kernel from copies")
 	case "view":
 		line("reads", "served by the view")
+	}
+	if s.Instance != nil && s.Instance.Outlives {
+		line("fuse", "not used: the service goes on if the daemon is killed")
 	}
 	line("local", "%s, %s: this host's own files", cli.Count(t.Local.Files, "file"), cli.Bytes(t.Local.Bytes))
 	line("stored", "%s, %s", cli.Count(t.Stored.Files, "file"), cli.Bytes(t.Stored.Bytes))

@@ -39,6 +39,7 @@ type Call struct {
 	Verify     bool          `json:"verify,omitempty"` // read again what is here
 	Dir        string        `json:"dir,omitempty"`    // the folder to materialise to
 	Link       bool          `json:"link,omitempty"`   // by hard links
+	NoFuse     bool          `json:"no_fuse,omitempty"`
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`

@@ -6,7 +6,8 @@
 // the folder mounts before it is mounted, so that a daemon that was killed
 // leaves a list of what the next one has to clean up. Services, and the roots
 // that they run in, live in namespaces of their own, which vanish with the
-// daemon however it ends.
+// daemon however it ends; but for services that were started without FUSE, which the
+// next daemon takes over.
 package daemon
 
 import (
@@ -117,6 +118,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	d.ctx, stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	if err := d.resume(); err != nil { // before anybody asks for it
 		o.Log.Warn("what was followed", "error", err)
+	}
+	if err := d.resumeServices(ctx); err != nil {
+		o.Log.Warn("services that went on without a daemon", "error", err)
 	}
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(ctx, l, d.operations()) }()

@@ -24,7 +24,7 @@ type Status struct {
 	Since      time.Time   `json:"since,omitzero"`
 	Mountpoint string      `json:"mountpoint,omitempty"`
 	LogFile    string      `json:"log_file,omitempty"`
-	Reads      string      `json:"reads,omitempty"` // who serves content: "kernel" or "view"
+	Reads      string      `json:"reads,omitempty"` // who serves content: "kernel", "view", or "disk": copies of it
 	Content    store.Tally `json:"content"`
 	// Prepared counts the private copies that wait for a service of this snapshot,
 	// and the bytes that they take on disk; Placed those that this service has taken.
@@ -69,21 +69,23 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 				continue // it is starting, or stopping
 			}
 			seen[v.service] = true
-			st := r.State()
-			s.Name, s.State, s.LogFile, s.Mountpoint, s.Instance, s.Reason = v.service, "running", st.LogFile, "", &st, st.Reason
-			if !st.Running {
-				s.State = "failed"
-			}
-			if st.Layered {
-				s.Reads = "kernel"
-			}
-			s.Prepared, s.Placed = d.copiesOf(v.key, v.name).Usage(), st.Placed
-			for _, u := range st.Units {
-				s.Units = append(s.Units, UnitStatus{u.Name, u.PID})
-			}
+			d.describeRunning(&s, v.service, r)
 		}
 		var err error
 		if s.Content, err = d.tally(ctx, v.key, v.reader, v.snapshot); err != nil {
+			return nil, err
+		}
+		all = append(all, s)
+	}
+	for name, r := range instances {
+		if r.view != nil {
+			continue
+		}
+		seen[name] = true
+		s := Status{Source: r.source, Service: r.snapshot.Service, Sequence: r.snapshot.Sequence, Reads: "disk"}
+		d.describeRunning(&s, name, r)
+		var err error
+		if s.Content, err = d.tally(ctx, r.key, r.reader, r.snapshot); err != nil {
 			return nil, err
 		}
 		all = append(all, s)
@@ -136,6 +138,22 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		return nil, fmt.Errorf("no service or view %q here: %w", c.Name, manifest.ErrNotFound)
 	}
 	return chosen, nil
+}
+
+// describeRunning tells of a service that was started here.
+func (d *daemon) describeRunning(s *Status, name string, r *running) {
+	st := r.State()
+	s.Name, s.State, s.Since, s.LogFile, s.Mountpoint, s.Instance, s.Reason = name, "running", st.Since, st.LogFile, "", &st, st.Reason
+	if !st.Running {
+		s.State = "failed"
+	}
+	if st.Layered {
+		s.Reads = "kernel"
+	}
+	s.Prepared, s.Placed = d.copiesOf(r.key, r.snapshot.Service).Usage(), st.Placed
+	for _, u := range st.Units {
+		s.Units = append(s.Units, UnitStatus{u.Name, u.PID})
+	}
 }
 
 // tally says where a snapshot's content is. One that the next daemon would not find is
