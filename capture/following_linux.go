@@ -89,7 +89,7 @@ func (l *Library) Follow(ctx context.Context, log *slog.Logger, report func(serv
 				r = running{cancel, make(chan struct{}, 1)}
 				all[p.Service] = r
 				work.Go(func() {
-					(&following{lib: l, live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
+					(&following{lib: l, counters: l.countersOf(p.Service), live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
 				})
 			}
 			select {
@@ -109,13 +109,14 @@ func (l *Library) Follow(ctx context.Context, log *slog.Logger, report func(serv
 
 // A following follows one service.
 type following struct {
-	lib     *Library
-	live    *Live
-	cache   *statcache.Cache
-	log     *slog.Logger
-	service string
-	changed <-chan struct{} // another snapshot may have been published
-	report  func(string, *FollowState)
+	lib      *Library
+	counters *followCounters
+	live     *Live
+	cache    *statcache.Cache
+	log      *slog.Logger
+	service  string
+	changed  <-chan struct{} // another snapshot may have been published
+	report   func(string, *FollowState)
 
 	mu    sync.Mutex
 	state FollowState
@@ -182,6 +183,10 @@ func (w *following) follow(ctx context.Context) error {
 				return err
 			}
 			now := time.Now()
+			if due.paths["/"] {
+				w.counters.rescans.Add(1)
+				w.counters.rescanning.Add(int64(now.Sub(start)))
+			}
 			if published {
 				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
 			}
@@ -308,6 +313,7 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 			case ctx.Err() != nil:
 				return
 			case err != nil:
+				w.counters.lost.Add(1)
 				w.log.Info("all files are looked at", "reason", err)
 				if !send(change{path: "/", below: true}) {
 					return
@@ -320,6 +326,7 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 				if f.far(e.Path) || f.ignores(e.Path) {
 					continue
 				}
+				w.counters.events.Add(1)
 				if !send(change{e.Path, e.Below, watcher.Inodes(e)}) {
 					return
 				}

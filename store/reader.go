@@ -32,6 +32,7 @@ func (s *Source) way(background bool) manifest.Origin {
 type Reader struct {
 	store   *Store
 	sources []*source
+	rate    meter
 	stream  atomic.Pointer[stream] // the one under way, or the last
 }
 
@@ -41,7 +42,7 @@ type Reader struct {
 func (s *Store) Reader(sources ...Source) *Reader {
 	r := &Reader{store: s}
 	for _, o := range sources {
-		r.sources = append(r.sources, &source{Source: o})
+		r.sources = append(r.sources, &source{Source: o, bytes: s.originBytes(o.Name)})
 	}
 	s.host.prepare(s)
 	return r

@@ -40,9 +40,10 @@ type Options struct {
 	Reads string
 	// Stay keeps the daemon when it holds no view and no service. Otherwise it
 	// ends soon after the last call.
-	Stay  bool
-	Log   *slog.Logger
-	Ready func() // called once, when it answers calls
+	Stay    bool
+	Metrics string // where monitoring is answered, [HOST]:PORT; empty: nowhere
+	Log     *slog.Logger
+	Ready   func() // called once, when it answers calls
 }
 
 // Who serves the content of a service's root.
@@ -67,14 +68,15 @@ type daemon struct {
 	sources  *rpc.Sources
 	store    *store.Store
 
-	mu       sync.Mutex
-	clients  map[rpc.Fingerprint]*ways
-	retired  []*ways             // to addresses that a source has no more
-	views    map[string]*view    // by mountpoint
-	services map[string]*running // by name
-	follows  map[string]*follow  // by followRecord.name
-	locks    map[string]chan struct{}
-	copies   map[string]*store.Copies // by folder
+	mu        sync.Mutex
+	clients   map[rpc.Fingerprint]*ways
+	retired   []*ways             // to addresses that a source has no more
+	views     map[string]*view    // by mountpoint
+	services  map[string]*running // by name
+	follows   map[string]*follow  // by followRecord.name
+	locks     map[string]chan struct{}
+	copies    map[string]*store.Copies // by folder
+	transfers map[*transfer]bool
 
 	calls   atomic.Int64
 	changed chan struct{} // something ended: look whether the daemon is idle
@@ -97,7 +99,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Log.Warn("left by an earlier daemon", "error", err)
 	}
 	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{}, follows: map[string]*follow{},
-		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, changed: make(chan struct{}, 1)}
+		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, transfers: map[*transfer]bool{}, changed: make(chan struct{}, 1)}
 	if d.identity, d.sources, err = OpenSources(o.State); err != nil {
 		return err
 	}
@@ -114,6 +116,9 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
+	if err := d.serveMetrics(ctx); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	var stopWork context.CancelFunc
 	d.ctx, stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	if err := d.resume(); err != nil { // before anybody asks for it

@@ -39,7 +39,12 @@ func (d *daemon) materialiseOp(ctx context.Context, c control.Call, out control.
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
 	step := time.Now()
-	if err := o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) { out.Progress(progressOf(p)) }); err != nil {
+	t, done := d.transferring(d.sourceName(o.key), o)
+	defer done()
+	if err := o.reader.Prefetch(ctx, o.snapshot, func(p store.Progress) {
+		t.report(p)
+		out.Progress(progressOf(p))
+	}); err != nil {
 		return nil, fmt.Errorf("%s can't be materialised: %w", o.snapshot.Service, err)
 	}
 	out.Step("content", time.Since(step), "")

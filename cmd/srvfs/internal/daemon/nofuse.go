@@ -109,6 +109,9 @@ func (d *daemon) writePlain(ctx context.Context, name string, layered bool, o *o
 	return err
 }
 
+// resumeMax is how long it may take to take one over: nobody is asked anything then.
+const resumeMax = 10 * time.Second
+
 // resumeServices takes over the services that have outlived an earlier daemon.
 func (d *daemon) resumeServices(ctx context.Context) error {
 	all, err := d.records()
@@ -125,7 +128,9 @@ func (d *daemon) resumeServices(ctx context.Context) error {
 		}
 		o := d.opened(r.Key, d.store.Reader())
 		o.snapshot = snap
-		inst, err := service.Resume(ctx, service.Options{Name: r.Name, Dir: d.rootDir(r.Name), Layers: d.plainLayers(r.Name, st.Layered, snap), Snapshot: snap, Log: d.Log, Outlive: true})
+		soon, cancel := context.WithTimeout(ctx, resumeMax)
+		inst, err := service.Resume(soon, service.Options{Name: r.Name, Dir: d.rootDir(r.Name), Layers: d.plainLayers(r.Name, st.Layered, snap), Snapshot: snap, Log: d.Log, Outlive: true})
+		cancel()
 		if err != nil {
 			o.cancel()
 			errs = append(errs, err)

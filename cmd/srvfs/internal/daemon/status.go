@@ -19,13 +19,17 @@ type Status struct {
 	Source     string      `json:"source"`
 	Service    string      `json:"service"` // its name on the source
 	Sequence   uint64      `json:"sequence"`
-	State      string      `json:"state"` // "running", "failed", "stopped", "mounted", "prefetched", "followed"
+	State      string      `json:"state"` // "running", "failed", "stopped", "mounted", "prefetched", "prefetching", "followed"
 	Reason     string      `json:"reason,omitempty"`
 	Since      time.Time   `json:"since,omitzero"`
 	Mountpoint string      `json:"mountpoint,omitempty"`
 	LogFile    string      `json:"log_file,omitempty"`
 	Reads      string      `json:"reads,omitempty"` // who serves content: "kernel", "view", or "disk": copies of it
 	Content    store.Tally `json:"content"`
+	// Rate is how many bytes a second come in for it now, and Stage what a prefetch of it
+	// brings: a rank of files, or "verify".
+	Rate  float64 `json:"rate"`
+	Stage string  `json:"stage,omitempty"`
 	// Prepared counts the private copies that wait for a service of this snapshot,
 	// and the bytes that they take on disk; Placed those that this service has taken.
 	Prepared store.Count    `json:"prepared"`
@@ -40,6 +44,8 @@ type Status struct {
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
 	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
+
+	key string // the source's ID
 }
 
 // A UnitStatus tells of one unit's main process.
@@ -49,6 +55,24 @@ type UnitStatus struct {
 }
 
 func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
+	all, err := d.statuses(ctx)
+	if err != nil || c.Name == "" {
+		return all, err
+	}
+	var chosen []Status
+	for _, s := range all {
+		if s.Name == c.Name || s.Mountpoint == c.Name || s.Name == "" && s.Service == c.Name {
+			chosen = append(chosen, s)
+		}
+	}
+	if len(chosen) == 0 {
+		return nil, fmt.Errorf("no service or view %q here: %w", c.Name, manifest.ErrNotFound)
+	}
+	return chosen, nil
+}
+
+// statuses tells of all services, views, follows and prefetches.
+func (d *daemon) statuses(ctx context.Context) ([]Status, error) {
 	all := []Status{}
 	seen := map[string]bool{}
 	d.mu.Lock()
@@ -62,7 +86,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list()}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list(), Rate: v.reader.Rate(), key: v.key}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {
@@ -82,7 +106,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 			continue
 		}
 		seen[name] = true
-		s := Status{Source: r.source, Service: r.snapshot.Service, Sequence: r.snapshot.Sequence, Reads: "disk"}
+		s := Status{Source: r.source, Service: r.snapshot.Service, Sequence: r.snapshot.Sequence, Reads: "disk", key: r.key}
 		d.describeRunning(&s, name, r)
 		var err error
 		if s.Content, err = d.tally(ctx, r.key, r.reader, r.snapshot); err != nil {
@@ -98,7 +122,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		if seen[r.Name] {
 			continue
 		}
-		s := Status{Name: r.Name, Source: r.Source, Service: r.Service, Sequence: r.Sequence, State: "stopped"}
+		s := Status{Name: r.Name, Source: r.Source, Service: r.Service, Sequence: r.Sequence, State: "stopped", key: r.Key}
 		snap, err := d.stored(r)
 		if err != nil {
 			return nil, err
@@ -122,22 +146,13 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 		return nil, err
 	}
 	all = append(all, follows...)
+	if all, err = d.addTransfers(ctx, all); err != nil {
+		return nil, err
+	}
 	slices.SortFunc(all, func(a, b Status) int {
 		return strings.Compare(a.Name+"\x00"+a.Mountpoint, b.Name+"\x00"+b.Mountpoint)
 	})
-	if c.Name == "" {
-		return all, nil
-	}
-	var chosen []Status
-	for _, s := range all {
-		if s.Name == c.Name || s.Mountpoint == c.Name || s.Name == "" && s.Service == c.Name {
-			chosen = append(chosen, s)
-		}
-	}
-	if len(chosen) == 0 {
-		return nil, fmt.Errorf("no service or view %q here: %w", c.Name, manifest.ErrNotFound)
-	}
-	return chosen, nil
+	return all, nil
 }
 
 // describeRunning tells of a service that was started here.
@@ -174,7 +189,7 @@ func (d *daemon) prefetched(records []*serviceRecord) ([]Status, error) {
 				return nil
 			}
 		}
-		s := Status{Source: d.sourceName(key), Service: name, State: "prefetched", Prepared: d.copiesOf(key, name).Usage()}
+		s := Status{Source: d.sourceName(key), Service: name, State: "prefetched", Prepared: d.copiesOf(key, name).Usage(), key: key}
 		if snap, err := d.store.LoadSnapshot(key, name); err == nil {
 			s.Sequence = snap.Sequence
 		}
@@ -233,7 +248,12 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
-	report := func(p store.Progress) { out.Progress(progressOf(p)) }
+	t, done := d.transferring(c.Source, o)
+	defer done()
+	report := func(p store.Progress) {
+		t.report(p)
+		out.Progress(progressOf(p))
+	}
 	var verified *store.Verified
 	if c.Verify {
 		var v store.Verified
@@ -253,6 +273,6 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 	if err != nil {
 		return nil, fmt.Errorf("prefetch %s/%s: all content is here, but what the service writes to is not prepared: %w", c.Source, c.Service, err)
 	}
-	t, err := d.tally(ctx, o.key, o.reader, o.snapshot)
-	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), t, p, verified}, err
+	content, err := d.tally(ctx, o.key, o.reader, o.snapshot)
+	return Prefetched{c.Source, c.Service, time.Since(start), int64(d.store.Stats().FetchedBytes - fetched), content, p, verified}, err
 }
