@@ -94,7 +94,7 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 				r = running{cancel, make(chan struct{}, 1)}
 				all[p.Service] = r
 				work.Go(func() {
-					(&following{lib: l, live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
+					(&following{lib: l, counters: l.countersOf(p.Service), live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
 				})
 			}
 			select {
@@ -114,13 +114,14 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 
 // A following follows one service.
 type following struct {
-	lib     *Library
-	live    *Live
-	cache   *statcache.Cache
-	log     *slog.Logger
-	service string
-	changed <-chan struct{} // another snapshot may have been published
-	report  func(string, *FollowState)
+	lib      *Library
+	counters *followCounters
+	live     *Live
+	cache    *statcache.Cache
+	log      *slog.Logger
+	service  string
+	changed  <-chan struct{} // another snapshot may have been published
+	report   func(string, *FollowState)
 
 	mu    sync.Mutex
 	state FollowState
@@ -197,6 +198,10 @@ func (w *following) follow(ctx context.Context) error {
 				return err
 			}
 			now := time.Now()
+			if due.paths["/"] {
+				w.counters.rescans.Add(1)
+				w.counters.rescanning.Add(int64(now.Sub(start)))
+			}
 			if published {
 				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
 			}
@@ -217,6 +222,9 @@ func (w *following) follow(ctx context.Context) error {
 				return cmp.Or(context.Cause(ctx), errNotReported)
 			}
 			q.take(func(c change, since time.Time) {
+				if !c.defines {
+					w.counters.events.Add(1)
+				}
 				switch {
 				case f.ofAMoment(c.path):
 					m.changed(since)
@@ -320,6 +328,7 @@ func (w *following) watch(ctx context.Context, f *follower) *queue {
 			if err := q.read(ctx, watcher, f); ctx.Err() != nil {
 				return
 			} else if err != nil {
+				w.counters.lost.Add(1)
 				w.log.Info("all files are looked at", "reason", err)
 				q.put([]change{{path: "/", below: true}}, time.Now())
 				if !errors.Is(err, notify.ErrLost) {
