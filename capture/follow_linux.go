@@ -163,6 +163,9 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 
 // look is update, with what looks at everything.
 func (f *follower) look(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool, all func(*updating) error) (published bool, retry []string, err error) {
+	if err := f.rooted(); err != nil {
+		return false, nil, err
+	}
 	u := f.begin(ctx)
 	u.inodes = inodes
 	if paths["/"] {
@@ -204,8 +207,26 @@ func (f *follower) look(ctx context.Context, paths map[string]bool, inodes map[n
 // been deleted.
 var errUnmounted = errors.New("not mounted")
 
+// rooted fails if the root that is followed is not where it was.
+func (f *follower) rooted() error {
+	var opened, there unix.Stat_t
+	if err := unix.Fstat(int(f.dir.Fd()), &opened); err != nil {
+		return &os.PathError{Op: "stat", Path: f.index.root, Err: err}
+	}
+	switch err := unix.Stat(f.index.root, &there); {
+	case err != nil:
+		return fmt.Errorf("the root folder %s: %w: nothing is published until it is back: %w", f.index.root, errUnmounted, err)
+	case there.Dev != opened.Dev || there.Ino != opened.Ino:
+		return fmt.Errorf("the root folder %s is another now: all of it is looked at", f.index.root)
+	}
+	return nil
+}
+
 // mounted fails if one of the snapshot's file systems is not there.
 func (f *follower) mounted() error {
+	if err := f.rooted(); err != nil {
+		return err
+	}
 	if len(f.scope.Mounts) == 0 {
 		return nil
 	}

@@ -450,3 +450,41 @@ func TestFollowUnmounted(t *testing.T) {
 		t.Error(yes, err)
 	}
 }
+
+// A root folder that is away has not lost its files; another one that comes in its place
+// is looked at as a whole.
+func TestFollowRootGone(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	write(t, root+"/etc/conf", "conf", 0o644)
+	lib := must(OpenLibrary(t.TempDir()))(t)
+	publishScoped(t, lib, "web", root, scope{Folders: []string{"/etc"}})
+	live := lib.Live()
+	defer live.Close()
+	cache := must(statcache.Open(filepath.Join(t.TempDir(), "digests")))(t)
+	follow := func() *follower {
+		return must(newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"))(t)
+	}
+	look := func(f *follower) (bool, error) {
+		yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
+		return yes, err
+	}
+	f := follow()
+	defer f.close()
+	check(t, os.Rename(root, root+".away"))
+	if yes, err := look(f); yes || !errors.Is(err, errUnmounted) || !strings.Contains(err.Error(), root) {
+		t.Errorf("published %v, %v", yes, err)
+	}
+	if _, err := newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a root: %v", err)
+	}
+	write(t, root+"/etc/other", "other", 0o644)
+	if yes, err := look(f); yes || err == nil || !strings.Contains(err.Error(), "another") {
+		t.Errorf("published %v, %v", yes, err)
+	}
+	g := follow()
+	defer g.close()
+	if yes, err := look(g); !yes || err != nil {
+		t.Error(yes, err)
+	}
+	must(lib.Why(manifest.Ref{Service: "web"}, "/etc/other"))(t)
+}

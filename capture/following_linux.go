@@ -51,6 +51,9 @@ type FollowState struct {
 	// Looked is how long the last look at all files took, that which begins the
 	// following with the reading of the index before it; 0 if none has ended yet.
 	Looked time.Duration `json:"looked_ns,omitempty"`
+	// Outdated says why the service was not captured anew, though its packages or units
+	// have changed; empty if they have not, or it was.
+	Outdated string `json:"outdated,omitempty"`
 }
 
 // Follow publishes a new snapshot of each service of the library whenever its files
@@ -170,8 +173,11 @@ func (w *following) follow(ctx context.Context) error {
 	d.add(change{path: "/", below: true}, time.Now())
 	m := moments{due: time.Now().Add(momentFirst)}
 	var took time.Duration
+	again := newRecapture(w, f)
+	defer again.end()
 	for {
 		due, wait := d.take(time.Now())
+		wait = min(wait, again.turn(ctx, time.Now()))
 		if now := time.Now(); !m.due.IsZero() {
 			if !now.Before(m.due) {
 				if err := w.refreeze(ctx, f, &m); err != nil {
@@ -211,12 +217,21 @@ func (w *following) follow(ctx context.Context) error {
 				return cmp.Or(context.Cause(ctx), errNotReported)
 			}
 			q.take(func(c change, since time.Time) {
-				if f.ofAMoment(c.path) {
+				switch {
+				case f.ofAMoment(c.path):
 					m.changed(since)
-				} else {
+				case !c.defines:
 					d.add(c, since)
 				}
+				switch {
+				case c.defines:
+					again.changed(since)
+				case c.path == "/" && c.below:
+					again.unseen(since)
+				}
 			})
+		case err := <-again.done:
+			again.tell(err)
 		case <-timer.C:
 		case <-w.changed:
 			if now, err := w.lib.find(f.ref()); err != nil || now != f.at {

@@ -188,13 +188,20 @@ func TestRetain(t *testing.T) {
 	}
 	all = append(all, Published{Service: "zone", Sequence: 1})
 	var got []string
-	for _, p := range retain(all, now) {
+	for _, p := range retain(all) {
 		got = append(got, fmt.Sprint(p.Service, p.Sequence))
 	}
-	// Ten, which reach back to the 18th; then the last of the 17th to the 14th, and
-	// of the 13th, which is within a week of the 20th.
-	want := strings.Fields("web40 web39 web38 web37 web36 web35 web34 web33 web32 web31 web29 web25 web21 web17 web13 quick600 quick599 quick598 quick597 quick596 quick595 quick594 quick593 quick592 quick591 quick239 zone1")
+	// Ten, which reach back to the 18th; then the last of the 17th to the 14th.
+	want := strings.Fields("web40 web39 web38 web37 web36 web35 web34 web33 web32 web31 web29 web25 web21 web17 quick600 quick599 quick598 quick597 quick596 quick595 quick594 quick593 quick592 quick591 quick239 zone1")
 	if !slices.Equal(got, want) {
 		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	// A clock that was a year ahead for a while, and one that was set back, cost one
+	// day each.
+	for _, jump := range []int{1, -1} {
+		jumped := append([]Published{{Service: "web", Sequence: 41, Created: now.AddDate(jump, 0, 0).UnixNano()}}, all...)
+		if n := len(retain(jumped)); n != len(want)-1 {
+			t.Errorf("%d are kept after a jump of %d year, %d before", n, jump, len(want))
+		}
 	}
 }

@@ -84,7 +84,7 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 // written is flushed at once: each flush of its own would be a commit of the file
 // system's journal, for which whoever else writes there waits too.
 func (l *Library) put(p Published, ed edition, all []Published) error {
-	kept := retain(append([]Published{p}, all...), time.Now())
+	kept := retain(append([]Published{p}, all...))
 	var files unflushed
 	defer files.close()
 	parent := filepath.Dir(l.folder(p))
@@ -129,14 +129,14 @@ func (l *Library) put(p Published, ed edition, all []Published) error {
 
 // retain returns what is kept of all snapshots, of which those of a service come
 // latest first.
-func retain(all []Published, now time.Time) []Published {
+func retain(all []Published) []Published {
 	created := map[string][]int64{}
 	for _, p := range all {
 		created[p.Service] = append(created[p.Service], p.Created)
 	}
 	keep := map[string][]bool{}
 	for service, times := range created {
-		keep[service] = manifest.Keep(times, now)
+		keep[service] = manifest.Keep(times)
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(p Published) bool {
 		yes := keep[p.Service][0]

@@ -13,6 +13,9 @@ type change struct {
 	path   string
 	below  bool
 	inodes []notify.Inode
+	// defines: there is nothing to be followed, but what a capture finds may be another
+	// now.
+	defines bool
 }
 
 // A queue holds what was reported until it is taken. Whoever fills it does so in batches,
@@ -101,8 +104,11 @@ func (q *queue) read(ctx context.Context, w *notify.Watcher, f *follower) error 
 	}
 	var some []change
 	for _, e := range events {
+		if f.scope.definedAt(e.Path) {
+			some = append(some, change{path: e.Path, defines: true})
+		}
 		if !f.far(e.Path) && !f.ignores(e.Path) {
-			some = append(some, change{e.Path, e.Below, w.Inodes(e)})
+			some = append(some, change{path: e.Path, below: e.Below, inodes: w.Inodes(e)})
 		}
 	}
 	q.put(some, since)
