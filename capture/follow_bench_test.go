@@ -13,7 +13,8 @@ import (
 
 // BenchmarkFollow shows what it takes to follow a service of many small files: a look at
 // all of them when nothing has changed, and one that has changed, until it is published.
-// SRVFS_BENCH_FILES says how many; 100,000 if it is not set.
+// SRVFS_BENCH_FILES says how many; 100,000 if it is not set; and SRVFS_BENCH_FOLDER how
+// many of them are in a folder; 200.
 func BenchmarkFollow(b *testing.B) {
 	n := 100_000
 	if s := os.Getenv("SRVFS_BENCH_FILES"); s != "" {
@@ -21,10 +22,16 @@ func BenchmarkFollow(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	each := 200
+	if s := os.Getenv("SRVFS_BENCH_FOLDER"); s != "" {
+		if _, err := fmt.Sscan(s, &each); err != nil {
+			b.Fatal(err)
+		}
+	}
 	root, state := b.TempDir(), b.TempDir()
 	for i := range n {
-		name := fmt.Sprintf("%s/d%d/file%d", root, i/200, i)
-		if i%200 == 0 {
+		name := fmt.Sprintf("%s/d%d/file%d", root, i/each, i)
+		if i%each == 0 {
 			check(b, os.Mkdir(filepath.Dir(name), 0o755))
 		}
 		check(b, os.WriteFile(name, fmt.Appendf(nil, "content %d", i), 0o644))
@@ -58,7 +65,7 @@ func BenchmarkFollow(b *testing.B) {
 	})
 	b.Run("change", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
-			p := fmt.Sprintf("/d%d/file%d", i%(n/200), i%(n/200)*200)
+			p := fmt.Sprintf("/d%d/file%d", i%(n/each), i%(n/each)*each)
 			check(b, os.WriteFile(root+p, fmt.Appendf(nil, "change %d", i), 0o644))
 			look(b, map[string]bool{p: false, filepath.Dir(p): false}, true)
 		}

@@ -247,7 +247,7 @@ func (f *follower) mounted() error {
 }
 
 func (f *follower) begin(ctx context.Context) *updating {
-	u := &updating{follower: f, ctx: ctx, dirs: map[string][]manifest.Entry{}, seen: map[string]*looked{}}
+	u := &updating{follower: f, ctx: ctx, dirs: map[string][]manifest.Entry{}, found: map[string]*manifest.Entry{}, asked: map[string]int{}, seen: map[string]*looked{}}
 	u.hasher = newHasher(f.dir, f.cache, f.chunkList)
 	return u
 }
@@ -266,7 +266,11 @@ type updating struct {
 	*follower
 	ctx    context.Context
 	hasher *hasher
-	dirs   map[string][]manifest.Entry // of the snapshot, as far as they were read
+	// Of the snapshot, as far as it was read: folders as a whole, and single names, with
+	// how many of each folder.
+	dirs   map[string][]manifest.Entry
+	found  map[string]*manifest.Entry
+	asked  map[string]int
 	seen   map[string]*looked
 	all    bool // everything was looked at
 	moment bool // what must be of one moment is looked at, and nothing else
@@ -304,12 +308,33 @@ func (u *updating) listing(dir string) ([]manifest.Entry, error) {
 	return all, nil
 }
 
+// fewNames is how many names of a folder are looked up alone before it is read as a
+// whole, which may have a million.
+const fewNames = 32
+
 // lookup returns what the snapshot has at a path, or nil.
 func (u *updating) lookup(p string) (*manifest.Entry, error) {
 	if p == "/" {
 		return &u.snap.Root, nil
 	}
-	all, err := u.listing(path.Dir(p))
+	if e, ok := u.found[p]; ok {
+		return e, nil
+	}
+	dir := path.Dir(p)
+	if u.dirs[dir] == nil && u.asked[dir] < fewNames {
+		above, err := u.lookup(dir)
+		if err != nil || above == nil || above.Type != manifest.Dir {
+			return nil, err
+		}
+		e, err := manifest.LookupIn(u.ctx, u.live, above.Digest, path.Base(p))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		u.asked[dir]++
+		u.found[p] = e
+		return e, nil
+	}
+	all, err := u.listing(dir)
 	if err != nil {
 		return nil, err
 	}
