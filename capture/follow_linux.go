@@ -269,6 +269,7 @@ type updating struct {
 	// Of the snapshot, as far as it was read: folders as a whole, and single names, with
 	// how many of each folder.
 	dirs   map[string][]manifest.Entry
+	listed int // in dirs
 	found  map[string]*manifest.Entry
 	asked  map[string]int
 	seen   map[string]*looked
@@ -285,8 +286,9 @@ type looked struct {
 	entry *Entry // the index's, if it has one
 }
 
-// mostListings is how many folders of the snapshot an update keeps decoded.
-const mostListings = 1000
+// mostEntries is how many entries of the snapshot an update keeps decoded, beside those of
+// the folder that it looks at.
+const mostEntries = 1 << 14
 
 // listing returns what the snapshot has in a folder; nothing if there is none.
 func (u *updating) listing(dir string) ([]manifest.Entry, error) {
@@ -301,8 +303,9 @@ func (u *updating) listing(dir string) ([]manifest.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	if len(u.dirs) >= mostListings {
+	if u.listed += len(all); u.listed > mostEntries {
 		clear(u.dirs)
+		u.listed = len(all)
 	}
 	u.dirs[dir] = all
 	return all, nil

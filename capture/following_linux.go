@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -203,6 +204,9 @@ func (w *following) follow(ctx context.Context) error {
 			took = now.Sub(start)
 			if due.paths["/"] {
 				w.tell(func(s *FollowState) { s.Looked = took })
+				// What that took in memory would be kept for minutes for the next, which may
+				// be in a year.
+				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
 			d.rest(now.Add(restFactor * took))
