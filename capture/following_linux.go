@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -208,6 +209,9 @@ func (w *following) follow(ctx context.Context) error {
 			took = now.Sub(start)
 			if due.paths["/"] {
 				w.tell(func(s *FollowState) { s.Looked = took })
+				// What that took in memory would be kept for minutes for the next, which may
+				// be in a year.
+				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
 			d.rest(now.Add(restFactor * took))
@@ -233,9 +237,9 @@ func (w *following) follow(ctx context.Context) error {
 				}
 				switch {
 				case c.defines:
-					again.changed(time.Now())
+					again.changed(since)
 				case c.path == "/" && c.below:
-					again.unseen(time.Now())
+					again.unseen(since)
 				}
 			})
 		case err := <-again.done:
