@@ -14,8 +14,9 @@ import (
 
 func (p *program) prefetchCmd() *cobra.Command {
 	var asJSON bool
+	var from archiveFlags
 	c := &cobra.Command{
-		Use:   "prefetch (HOST[:PORT]/SERVICE | NAME)",
+		Use:   "prefetch (HOST[:PORT]/SERVICE | ARCHIVE | NAME)",
 		Short: "bring in all content, so that the source is needed no more",
 		Long: `Prefetch brings everything that a snapshot holds into the store. Identical files of
 this host are pinned (by hard link, reflink or copy), so that upgrading or removing
@@ -32,6 +33,8 @@ prepared, so that its first write does not wait for one: this takes their space 
 second time, unless the state folder's file system has reflinks. --no-prepare
 makes none and removes those there are; a service that runs here remembers it.
 
+` + archiveHelp + `
+
 ` + cli.Codes,
 		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that runs here"),
@@ -40,20 +43,22 @@ makes none and removes those there are; a service that runs here remembers it.
 				return err
 			}
 			call := control.Call{Prepare: prepareFlag(c)}
-			if strings.Contains(args[0], "/") {
-				var err error
-				if call.Snapshot, err = splitSpec(c, args[0]); err != nil {
-					return err
-				}
+			var err error
+			if isArchive(args[0]) || strings.Contains(args[0], "/") {
+				call.Snapshot, err = from.split(c, args[0])
 			} else {
 				call.Name = args[0]
+				call.Archive, err = from.fallback(c)
+			}
+			if err != nil {
+				return err
 			}
 			var b *cli.Bar
 			if !asJSON {
 				b = cli.NewBar()
 			}
 			var r daemon.Prefetched
-			err := p.do(c.Context(), "prefetch", call, shown{b}, &r)
+			err = p.do(c.Context(), "prefetch", call, shown{b}, &r)
 			b.End()
 			if err != nil {
 				return err
@@ -73,6 +78,7 @@ makes none and removes those there are; a service that runs here remembers it.
 		},
 	}
 	addPrepareFlag(c)
+	from.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
 }

@@ -178,6 +178,9 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	if s.Placed.Files > 0 {
 		line("placed", "%s, %s, before its first start", cli.Count(s.Placed.Files, "file"), cli.Bytes(s.Placed.Bytes))
 	}
+	for _, o := range s.Origins {
+		line("origin", "%s", o.Describe())
+	}
 	for i, p := range s.Missed {
 		if i == mostMissed {
 			line("missed", "and %d more", len(s.Missed)-i)

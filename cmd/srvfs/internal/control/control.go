@@ -36,6 +36,7 @@ type Call struct {
 	Update     bool          `json:"update,omitempty"`
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
+	Listen     string        `json:"listen,omitempty"` // address and port
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
@@ -57,7 +58,20 @@ type Export struct {
 type Snapshot struct {
 	Source string `json:"source,omitempty"`
 	manifest.Ref
+	// Archive is where content comes from when the source fails; if the Source is the
+	// same, that is all there is.
+	Archive *Archive `json:"archive,omitempty"`
 }
+
+// An Archive names one, and says how it is read.
+type Archive struct {
+	Ref      string `json:"ref"`                // absolute DIR or FILE, http(s)://…, docker://…
+	Identity string `json:"identity,omitempty"` // the file of the key that it is encrypted to
+	Insecure bool   `json:"insecure,omitempty"` // a registry without TLS
+}
+
+// FromArchive reports whether it is that of an archive, and of no host.
+func (s *Snapshot) FromArchive() bool { return s.Archive != nil && s.Archive.Ref == s.Source }
 
 // An Event is one line of the answer: exactly one field is set.
 type Event struct {

@@ -68,10 +68,12 @@ type daemon struct {
 
 	mu       sync.Mutex
 	clients  map[rpc.Fingerprint]*ways
+	archives map[control.Archive]*archived
 	retired  []*ways             // to addresses that a source has no more
 	views    map[string]*view    // by mountpoint
 	services map[string]*running // by name
 	follows  map[string]*follow  // by followRecord.name
+	serving  *serving            // other standbys; nil if it does not
 	locks    map[string]chan struct{}
 	copies   map[string]*store.Copies // by folder
 
@@ -118,6 +120,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.resume(); err != nil { // before anybody asks for it
 		o.Log.Warn("what was followed", "error", err)
 	}
+	if err := d.resumeServing(); err != nil {
+		o.Log.Warn("other standbys are not served", "error", err)
+	}
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(ctx, l, d.operations()) }()
 	if o.Ready != nil {
@@ -136,6 +141,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	err = errors.Join(err, d.endAll(), d.closeClients())
 	stopWork()
 	d.work.Wait()
+	err = errors.Join(err, d.closeArchives())
 	o.Log.Info("ended")
 	return err
 }
@@ -167,7 +173,7 @@ func (d *daemon) untilIdle(ctx context.Context) {
 func (d *daemon) idle() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0 && len(d.follows) == 0
+	return d.calls.Load() == 0 && len(d.views) == 0 && len(d.services) == 0 && len(d.follows) == 0 && d.serving == nil
 }
 
 // wake makes untilIdle look again.
@@ -273,6 +279,7 @@ func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
 		"remove": d.removeOp, "prefetch": d.prefetchOp, "export": d.exportOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
+		"serve": d.serveOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {
@@ -280,7 +287,14 @@ func (d *daemon) operations() map[string]control.Handler {
 			defer d.wake()
 			defer d.calls.Add(-1)
 			start := time.Now()
-			result, err := op(ctx, c, out)
+			var result any
+			var err error
+			if c.FromArchive() && c.Service == "" {
+				c.Service, err = d.nameArchived(ctx, *c.Archive)
+			}
+			if err == nil {
+				result, err = op(ctx, c, out)
+			}
 			d.Log.Info(name, "source", c.Source, "service", c.Service, "name", c.Name, "mountpoint", c.Mountpoint, "took", time.Since(start), "error", err)
 			return result, err
 		}

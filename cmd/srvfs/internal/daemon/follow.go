@@ -36,6 +36,8 @@ type followRecord struct {
 	Key      string `json:"key"` // the source's ID
 	Service  string `json:"service"`
 	Prefetch bool   `json:"prefetch"`
+	// Archive is where content comes from when the source fails; nil: from nowhere.
+	Archive *control.Archive `json:"archive,omitempty"`
 }
 
 // Following tells how far a follow is.
@@ -76,7 +78,7 @@ func (d *daemon) followOp(ctx context.Context, c control.Call, out control.Strea
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
-	r := followRecord{Source: c.Source, Key: o.key, Service: c.Service, Prefetch: !c.Force}
+	r := followRecord{Source: c.Source, Key: o.key, Service: c.Service, Prefetch: !c.Force, Archive: c.Archive}
 	unlock, err := d.lock(ctx, "follow "+r.name())
 	if err != nil {
 		return nil, err
@@ -257,12 +259,12 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, nil
 	}
 	start := time.Now()
-	o, err := d.open(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}})
+	o, err := d.open(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}, Archive: f.Archive})
 	if err != nil {
 		return have, err
 	}
 	defer o.cancel()
-	if o.fresh == nil {
+	if o.offline != nil {
 		return have, o.offline
 	}
 	digest, err := o.snapshot.Digest()

@@ -39,6 +39,8 @@ type serviceRecord struct {
 	Sequence uint64 `json:"sequence"`
 	// NoPrepare: files that the service writes to are not prepared for it.
 	NoPrepare bool `json:"no_prepare,omitempty"`
+	// Archive is where content comes from when the source fails; nil: from nowhere.
+	Archive *control.Archive `json:"archive,omitempty"`
 }
 
 // The folder of a service: its record, the mountpoint of its view, and what
@@ -92,7 +94,7 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 	}
 	if c.Update || !c.Newest() && c.Sequence != known.Sequence {
 		o, err := d.open(ctx, c.Snapshot)
-		if err != nil || o.snapshot.Sequence == known.Sequence {
+		if err != nil || o.snapshot.Sequence == known.Sequence && o.key == known.Key {
 			return o, err
 		}
 		if !c.Force {
@@ -111,14 +113,7 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 	}
 	// The source is not asked whether it has a newer one: it may be dead, and a
 	// start at three in the morning does not wait for that.
-	reader, err := d.reader(ctx, known.Source)
-	if err != nil {
-		d.Log.Warn("content that is missing can't be fetched", "service", known.Name, "error", err)
-		reader = d.store.Reader()
-	}
-	o := d.opened(known.Key, reader)
-	o.snapshot = s
-	return o, nil
+	return d.opened(d.again(ctx, known.Source, known.Key, known.Service, c.Archive), s), nil
 }
 
 // Ran is the result of a run.
@@ -138,6 +133,9 @@ func (d *daemon) same(ctx context.Context, known *serviceRecord, source string) 
 		return true
 	}
 	s, err := d.sources.Find(ctx, source)
+	if errors.Is(err, manifest.ErrDenied) {
+		return d.keyOf(ctx, source) == known.Key
+	}
 	return err == nil && s.Fingerprint.ID() == known.Key
 }
 
@@ -184,6 +182,9 @@ func (d *daemon) runOp(ctx context.Context, c control.Call, out control.Stream) 
 	case known.Service != c.Service || !d.same(ctx, known, c.Source):
 		return nil, fmt.Errorf("service %s here is %s/%s; choose another name with --name, or `srvfs remove %s`", c.Name, known.Source, known.Service, c.Name)
 	}
+	if known != nil && c.Archive == nil {
+		c.Archive = known.Archive
+	}
 	return d.run(ctx, c, known, out)
 }
 
@@ -210,7 +211,7 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(begin), o.describe())
-	record := &serviceRecord{Name: c.Name, Source: c.Source, Key: o.key, Service: c.Service, Sequence: o.snapshot.Sequence}
+	record := &serviceRecord{Name: c.Name, Source: c.Source, Key: o.key, Service: c.Service, Sequence: o.snapshot.Sequence, Archive: c.Archive}
 	if c.Prepare != nil {
 		record.NoPrepare = !*c.Prepare
 	} else if known != nil {
@@ -469,7 +470,7 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 			return 0, err
 		}
 	}
-	err = d.store.RetainSnapshots(func(r store.SnapshotRef) bool { return used[number{r.Source, r.Service, r.Sequence}] }, time.Now())
+	err = d.store.RetainSnapshots(func(r store.SnapshotRef) bool { return used[number{r.Source, r.Service, r.Sequence}] })
 	if err != nil {
 		return 0, err
 	}

@@ -37,6 +37,9 @@ type Status struct {
 	Missed []string `json:"missed,omitempty"`
 	// Following tells how far the follow of a service is.
 	Following *Following `json:"following,omitempty"`
+	// Origins are where content comes from that is missing here, in the order in which
+	// they are asked.
+	Origins []OriginStatus `json:"origins,omitempty"`
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
 	Upcalls map[string]uint64 `json:"upcalls,omitempty"`
@@ -62,7 +65,7 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list()}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list(), Origins: statusOf(v.reader)}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {
@@ -193,6 +196,9 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 			return nil, loadErr
 		}
 		c.Source, c.Service = known.Source, known.Service
+		if c.Archive == nil {
+			c.Archive = known.Archive
+		}
 		o, err = d.choose(ctx, c, known)
 	} else {
 		o, err = d.open(ctx, c.Snapshot)
