@@ -242,9 +242,10 @@ func (w *layerWriter) finish(context.Context) (diff manifest.Digest, notes map[s
 }
 
 // The end of a zstd:chunked layer: two skippable frames, the table of contents and the
-// footer that says where it is.
+// footer that says where it is. podman goes by the annotations alone; the footer is as
+// stargz-snapshotter reads it.
 const (
-	contentsMagic  = "GNUlInUx"
+	contentsMagic  = "GnUlInUx"
 	contentsType   = 1
 	skippableMagic = 0x184d2a50
 )

@@ -31,7 +31,9 @@ const (
 	noteService  = "srvfs.service"
 	noteSequence = "srvfs.sequence"
 	noteSnapshot = "srvfs.snapshot"
-	// Where the table of contents of a zstd:chunked layer is, and its digest.
+	// Where the table of contents of a zstd:chunked layer is, and its digest. Before podman 4.5
+	// they had other names; they are not given, since what podman made of the table then lacked
+	// times and devices, and of the layer as a whole it makes everything.
 	noteChecksum = "io.github.containers.zstd-chunked.manifest-checksum"
 	notePosition = "io.github.containers.zstd-chunked.manifest-position"
 )

@@ -81,14 +81,18 @@ func (t *registryTarget) stage(context.Context) (*stage, error) {
 }
 
 func (t *registryTarget) publish(ctx context.Context, s *stage, p *publication) error {
-	options := []remote.Option{remote.WithContext(ctx), remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(registryTransport(t.options.Insecure))}
+	options := []remote.Option{remote.WithAuthFromKeychain(authn.DefaultKeychain), remote.WithTransport(registryTransport(t.options.Insecure))}
 	repo := t.tag.Context()
 	failed := func(err error) error { return ofRegistry(ctx, repo.RegistryStr(), err) }
+	pusher, err := remote.NewPusher(options...)
+	if err != nil {
+		return failed(err)
+	}
 	for _, d := range s.new {
 		if d.MediaType == typeManifest {
 			continue
 		}
-		if err := remote.WriteLayer(repo, pushed{s, d}, options...); err != nil {
+		if err := pusher.Upload(ctx, repo, pushed{s, d}); err != nil {
 			return fmt.Errorf("push blob %v: %w", d.Digest, failed(err))
 		}
 	}
@@ -97,7 +101,7 @@ func (t *registryTarget) publish(ctx context.Context, s *stage, p *publication) 
 		tag string
 		d   descriptor
 	}{{number, p.image}, {number + besideIt, p.beside}, {t.tag.TagStr() + besideIt, p.beside}, {t.tag.TagStr(), p.image}} {
-		if err := remote.Put(repo.Tag(m.tag), pushed{s, m.d}, options...); err != nil {
+		if err := pusher.Put(ctx, repo.Tag(m.tag), pushed{s, m.d}); err != nil {
 			return fmt.Errorf("push manifest %s: %w", m.tag, failed(err))
 		}
 	}
