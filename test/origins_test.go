@@ -127,6 +127,39 @@ func TestStandbysServeEachOther(t *testing.T) {
 	}
 }
 
+// A standby that knows no source follows it by way of another one.
+func TestFollowByWayOfAStandby(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/web && srvfs serve")
+	gamma := s.gamma()
+	s.on(gamma, "srvfs pair "+strings.TrimSpace(s.on(s.standby, "srvfs peers token")))
+	name := strings.TrimSpace(s.on(s.source, "hostname"))
+	s.on(gamma, "srvfs follow "+name+"/web")
+	for _, text := range []string{"one", "two"} {
+		before := s.sequence("web")
+		s.on(s.source, "echo "+text+" > /var/www/html/index.html")
+		s.await("it is published", func() bool { return s.sequence("web") > before })
+		newest := s.sequence("web")
+		s.await("it is on gamma", func() bool {
+			st := s.statusOn(gamma, "web")
+			return st.Sequence >= newest && st.Content.Detached
+		})
+	}
+	s.lose()
+	s.endProcess(s.standby, "srvfs", "KILL")
+	s.on(gamma, "srvfs run "+name+"/web && srvfs unfollow web")
+	if got := s.get(gamma, "/"); got != "two\n" {
+		t.Errorf("gamma serves %q", got)
+	}
+	s.on(gamma, "srvfs remove web")
+	s.noResidue(gamma)
+}
+
 // archived has the standby export web, which it has prefetched, and puts that into
 // /backup/web.tar of another host. It returns where that is.
 func (s *site) archived(h *world.Host) string {
