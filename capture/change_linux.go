@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -40,7 +41,7 @@ func (u *updating) explain() error {
 		}
 		for p, s := range u.seen {
 			if s.entry == nil && s.old != nil {
-				e, err := u.index.find(p)
+				e, err := u.known.find(p)
 				if err != nil {
 					return err
 				}
@@ -54,7 +55,7 @@ func (u *updating) explain() error {
 			}
 			// Of what went with a folder nothing was looked at: it may have had a name
 			// elsewhere.
-			for e, err := range u.index.inside(p) {
+			for e, err := range u.known.inside(p) {
 				if err != nil {
 					return err
 				}
@@ -64,13 +65,14 @@ func (u *updating) explain() error {
 			}
 		}
 		if len(linked) > 0 {
-			for e, err := range u.index.entries() {
-				if err != nil {
-					return err
+			c := u.known.start()
+			for c.next() {
+				if c.kind == manifest.File && linked[notify.Inode{Dev: c.id.Dev, Ino: c.id.Ino}] && u.seen[string(c.path)] == nil && !u.above(string(c.path), (*looked).wasFolder) {
+					others = append(others, string(c.path))
 				}
-				if e.Type == manifest.File && u.seen[e.Path] == nil && linked[notify.Inode{Dev: e.Identity.Dev, Ino: e.Identity.Ino}] && !u.above(e.Path, (*looked).wasFolder) {
-					others = append(others, e.Path)
-				}
+			}
+			if err := c.failed(); err != nil {
+				return err
 			}
 		}
 		if len(others) == 0 {
@@ -106,16 +108,22 @@ func (u *updating) entriesOfMany() error {
 	if len(u.seen) < manyPaths {
 		return nil
 	}
-	for e, err := range u.index.entries() {
-		if err != nil {
-			return err
-		}
-		if s := u.seen[e.Path]; s != nil && s.entry == nil {
+	c := u.known.start()
+	for c.next() {
+		if s := u.seen[string(c.path)]; s != nil && s.entry == nil {
+			e, err := c.entry()
+			if err != nil {
+				return err
+			}
 			s.entry = &e
 		}
 	}
-	return nil
+	return c.failed()
 }
+
+// manyUnknown is from how many files on it is worth while to load what digests are known:
+// fewer are read as quickly.
+const manyUnknown = 500
 
 // wasFolder reports whether it was a folder, and is none now.
 func (s *looked) wasFolder() bool {
@@ -138,9 +146,16 @@ func (u *updating) hash() (retry []string, err error) {
 	var nodes []*node
 	var paths []string
 	for p, s := range u.seen {
-		if s.now != nil && s.now.entry.Type == manifest.File {
+		if s.now != nil && s.now.entry.Type == manifest.File && !u.unchanged(s) {
 			nodes, paths = append(nodes, s.now), append(paths, p)
 		}
+	}
+	if u.cache != nil && len(nodes) >= manyUnknown {
+		done, err := u.cache.Use()
+		if err != nil {
+			return nil, err
+		}
+		defer done()
 	}
 	if err := u.hasher.ahead(u.ctx, nodes); err != nil {
 		return nil, err
@@ -161,11 +176,27 @@ func (u *updating) hash() (retry []string, err error) {
 			n := u.seen[p].now
 			again[[2]uint64{n.id.Dev, n.id.Ino}] = true
 		}
-		maps.DeleteFunc(u.seen, func(_ string, s *looked) bool {
-			return s.now != nil && s.now.entry.Type == manifest.File && again[[2]uint64{s.now.id.Dev, s.now.id.Ino}]
+		maps.DeleteFunc(u.seen, func(p string, s *looked) bool {
+			if s.now == nil || s.now.entry.Type != manifest.File || !again[[2]uint64{s.now.id.Dev, s.now.id.Ino}] {
+				return false
+			}
+			if dir := u.seen[path.Dir(p)]; dir != nil && dir.now != nil {
+				dir.now.compared = false // this name was not
+			}
+			return true
 		})
 	}
 	return retry, nil
+}
+
+// unchanged finds the digest of a file that is what it was for sure.
+func (u *updating) unchanged(s *looked) bool {
+	if s.old == nil || s.old.Type != manifest.File || s.entry == nil || s.entry.racy || s.entry.Frozen || s.entry.Identity != s.now.id || s.now.item != nil ||
+		u.hasher.frozen[s.now.path] != nil || !s.old.Chunks.IsZero() && !u.hasher.haveList(s.old.Chunks) {
+		return false
+	}
+	s.now.entry.Digest, s.now.entry.Chunks = s.old.Digest, s.old.Chunks
+	return true
 }
 
 // edits returns what has changed, in the order of the paths.
@@ -252,14 +283,82 @@ func (u *updating) publish(edits []manifest.Edit, with edition) error {
 	if err != nil {
 		return err
 	}
+	if entries, err = u.withBetter(entries); err != nil {
+		return err
+	}
 	with.meta = pages
 	p, err := u.lib.publishChange(u.at, u.index, &snap, with, entries)
 	if err != nil {
 		return err
 	}
-	u.at, u.snap = p, &snap
+	u.at, u.snap, u.better = p, &snap, nil
 	u.index, err = u.index.next(u.lib, p)
+	u.known = u.index
 	return err
+}
+
+// mostBetter bounds the entries that remember keeps in memory: some 80 bytes each.
+const mostBetter = 1 << 17
+
+// remember notes what is known better now of what has not changed: a file that was racy
+// when it was looked at last and is not any more, or whose identity alone is another. The
+// next look at everything need not look at it in full; the next snapshot says it too.
+func (u *updating) remember(edits []manifest.Edit) error {
+	changed := map[string]bool{}
+	for _, e := range edits {
+		changed[e.Path] = true
+	}
+	var list []Entry
+	for p, s := range u.seen {
+		if changed[p] || s.old == nil || s.now == nil || s.entry == nil || s.entry.Frozen || s.now.frozen || s.now.item != nil {
+			continue
+		}
+		x := *s.entry
+		if x.Identity, x.racy = s.now.identity(); x.Identity == s.entry.Identity && x.racy == s.entry.racy || x.Identity == s.entry.Identity && x.racy {
+			continue
+		}
+		list = append(list, x)
+	}
+	if len(list) == 0 || len(list) > mostBetter || u.better != nil && len(list)+u.better.count > mostBetter {
+		return nil
+	}
+	all, err := u.withBetter(list)
+	if err != nil {
+		return err
+	}
+	var w indexWriter
+	for i := range all {
+		if err := w.add(&all[i]); err != nil {
+			return err
+		}
+	}
+	if u.better, err = decodeIndex(w.finish(u.index.root, 0)); err != nil {
+		return err
+	}
+	u.known = u.index.with(u.better)
+	return nil
+}
+
+// withBetter adds what is known better to entries that say still better.
+func (u *updating) withBetter(list []Entry) (all []Entry, err error) {
+	slices.SortFunc(list, func(a, b Entry) int { return cmp.Compare(a.Path, b.Path) })
+	if u.better == nil {
+		return list, nil
+	}
+	mine := func(yield func(Entry, error) bool) {
+		for _, e := range list {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+	for e, err := range merge(mine, u.better.entries()) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
+	}
+	return all, nil
 }
 
 // reprofile returns the profile with the content that files have now.
@@ -366,8 +465,8 @@ func (u *updating) entries(edits []manifest.Edit) ([]Entry, error) {
 			} else {
 				x.Reasons = []Reason{{ClassData, "it came into a folder that is in as a whole"}}
 			}
-			if x.Type == manifest.File {
-				x.Size, x.Digest, x.Identity, x.Frozen = e.Entry.Size, e.Entry.Digest, s.now.id, s.now.frozen
+			if x.Identity, x.racy = s.now.identity(); x.Type == manifest.File {
+				x.Size, x.Digest, x.Frozen = e.Entry.Size, e.Entry.Digest, s.now.frozen
 			}
 			out = append(out, x)
 		}
@@ -377,7 +476,7 @@ func (u *updating) entries(edits []manifest.Edit) ([]Entry, error) {
 		if !u.seen[e.Path].wasFolder() {
 			continue
 		}
-		for below, err := range u.index.inside(e.Path) {
+		for below, err := range u.known.inside(e.Path) {
 			if err != nil {
 				return nil, err
 			}

@@ -1,10 +1,12 @@
 package capture
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -33,6 +35,8 @@ type follower struct {
 	at      Published
 	snap    *manifest.Snapshot
 	index   *layered
+	better  *index   // what is known better than in the snapshot's own layers; see remember
+	known   *layered // the index with that
 	scope   *scope
 	exclude []Pattern
 	dir     *os.File // the root
@@ -77,23 +81,26 @@ func newFollower(l *Library, live *Live, cache *statcache.Cache, log *slog.Logge
 	if in, ok := below(f.index.root, l.dir); ok {
 		f.exclude = append(f.exclude, literal(in))
 	}
-	for e, err := range f.index.entries() {
-		if err != nil {
-			return nil, err
+	f.known = f.index
+	c := f.index.start()
+	for c.next() {
+		if c.kind == manifest.Dir && bytes.Count(c.path, []byte("/")) <= topDepth {
+			f.tops[string(c.path)] = true
 		}
-		if e.Type == manifest.Dir && strings.Count(e.Path, "/") <= topDepth {
-			f.tops[e.Path] = true
-		}
-		if !e.Frozen || f.ofAMoment(e.Path) {
+		if c.flags&flagFrozen == 0 || f.ofAMoment(string(c.path)) {
 			continue
 		}
-		at := e.Path
+		p := string(c.path)
+		at := p
 		for _, dir := range f.scope.Folders {
-			if inside(e.Path, dir) {
+			if inside(p, dir) {
 				at = dir
 			}
 		}
 		f.moments = append(f.moments, at)
+	}
+	if err := c.failed(); err != nil {
+		return nil, err
 	}
 	fd, err := unix.Open(f.index.root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -145,8 +152,29 @@ func (f *follower) ignores(p string) bool {
 // and at all names of the files given, and publishes a snapshot if anything has changed.
 // Retry are those that changed while they were read.
 func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool) (published bool, retry []string, err error) {
+	if err := f.rooted(); err != nil {
+		return false, nil, err
+	}
+	published, retry, err = f.look(ctx, paths, inodes, (*updating).sweep)
+	if errors.Is(err, manifest.ErrInvalid) {
+		// They do not fit the tree, which a full look at everything can't fail to do.
+		f.log.Warn("looking at all files", "service", f.at.Service, "reason", err)
+		return f.look(ctx, map[string]bool{"/": true}, nil, func(u *updating) error { return u.visit("/", true) })
+	}
+	return published, retry, err
+}
+
+// look is update, with what looks at everything.
+func (f *follower) look(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool, all func(*updating) error) (published bool, retry []string, err error) {
 	u := f.begin(ctx)
 	u.inodes = inodes
+	if paths["/"] {
+		if err := all(u); err != nil {
+			return false, nil, err
+		}
+		paths = maps.Clone(paths)
+		delete(paths, "/")
+	}
 	for p, below := range paths {
 		if err := u.visit(p, below); err != nil {
 			return false, nil, err
@@ -159,6 +187,9 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 		return false, nil, err
 	}
 	edits := u.edits()
+	if err := u.remember(edits); err != nil {
+		return false, nil, err
+	}
 	if len(edits) == 0 {
 		return false, retry, nil
 	}
@@ -166,10 +197,8 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 	if err = f.mounted(); err == nil {
 		err = u.publish(edits, edition{})
 	}
-	if errors.Is(err, manifest.ErrInvalid) && !paths["/"] {
-		// They do not fit the tree, which a look at everything can't fail to do.
-		f.log.Warn("looking at all files", "service", f.at.Service, "reason", err)
-		return f.update(ctx, map[string]bool{"/": true}, nil)
+	if err != nil {
+		f.better, f.known = nil, f.index // it may count on what was to be published
 	}
 	return err == nil, retry, err
 }
@@ -178,8 +207,26 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 // been deleted.
 var errUnmounted = errors.New("not mounted")
 
+// rooted fails if the root that is followed is not where it was.
+func (f *follower) rooted() error {
+	var opened, there unix.Stat_t
+	if err := unix.Fstat(int(f.dir.Fd()), &opened); err != nil {
+		return &os.PathError{Op: "stat", Path: f.index.root, Err: err}
+	}
+	switch err := unix.Stat(f.index.root, &there); {
+	case err != nil:
+		return fmt.Errorf("the root folder %s: %w: nothing is published until it is back: %w", f.index.root, errUnmounted, err)
+	case there.Dev != opened.Dev || there.Ino != opened.Ino:
+		return fmt.Errorf("the root folder %s is another now: all of it is looked at", f.index.root)
+	}
+	return nil
+}
+
 // mounted fails if one of the snapshot's file systems is not there.
 func (f *follower) mounted() error {
+	if err := f.rooted(); err != nil {
+		return err
+	}
 	if len(f.scope.Mounts) == 0 {
 		return nil
 	}
@@ -234,6 +281,9 @@ type looked struct {
 	entry *Entry // the index's, if it has one
 }
 
+// mostListings is how many folders of the snapshot an update keeps decoded.
+const mostListings = 1000
+
 // listing returns what the snapshot has in a folder; nothing if there is none.
 func (u *updating) listing(dir string) ([]manifest.Entry, error) {
 	if all, ok := u.dirs[dir]; ok {
@@ -246,6 +296,9 @@ func (u *updating) listing(dir string) ([]manifest.Entry, error) {
 	all, err := manifest.ReadDirectory(u.ctx, u.live, e.Digest, u.snap.Totals.Entries)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	if len(u.dirs) >= mostListings {
+		clear(u.dirs)
 	}
 	u.dirs[dir] = all
 	return all, nil
@@ -342,20 +395,16 @@ func (u *updating) content(p string, old *manifest.Entry) error {
 		}
 	}
 	if u.scope.whole(p) {
-		f, err := openFolder(u.dir, p, unix.O_RDONLY)
-		if err == nil {
-			var list []string
-			list, err = f.Readdirnames(-1)
-			err = errors.Join(err, f.Close())
-			for _, name := range list {
-				if _, ok := names[name]; !ok && u.takes(path.Join(p, name)) {
-					names[name] = nil
-				}
+		list, err := u.names(p)
+		if err != nil {
+			return err
+		}
+		for _, name := range list {
+			if _, ok := names[name]; !ok && u.takes(path.Join(p, name)) {
+				names[name] = nil
 			}
 		}
-		if err != nil && !gone(err) {
-			return fmt.Errorf("%s: %w", p, err)
-		}
+		u.seen[p].now.compared = true
 	}
 	var list []string
 	for name := range names {

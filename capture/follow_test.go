@@ -105,6 +105,15 @@ func (g *gardener) step() {
 	}
 }
 
+// again returns a follower that knows what is on the disk, and nothing else.
+func again(t *testing.T, f *follower) *follower {
+	t.Helper()
+	f.close()
+	f = must(newFollower(f.lib, f.live, f.cache, f.log, f.at.Service))(t)
+	t.Cleanup(f.close)
+	return f
+}
+
 func followed(t *testing.T) (*gardener, *Library, *follower) {
 	t.Helper()
 	g := &gardener{t, rand.New(rand.NewPCG(uint64(time.Now().UnixNano()), 1)), t.TempDir()}
@@ -169,8 +178,15 @@ func TestFollowByRescan(t *testing.T) {
 	g, lib, f := followed(t)
 	published := 0
 	for range 60 {
+		if g.rng.IntN(3) == 0 {
+			time.Sleep(2 * statcache.Window) // what was looked at after that is not racy
+			check(t, failure(f.update(t.Context(), map[string]bool{"/": true}, nil)))
+		}
 		for range g.rng.IntN(30) {
 			g.step()
+		}
+		if g.rng.IntN(5) == 0 {
+			f = again(t, f)
 		}
 		yes, retry, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
 		check(t, err)
@@ -189,6 +205,8 @@ func TestFollowByRescan(t *testing.T) {
 		t.Errorf("%d were published, and the last is %d", published, p.Sequence)
 	}
 }
+
+func failure(_ bool, _ []string, err error) error { return err }
 
 // The same with what the kernel reports, without looking anywhere else.
 func TestFollowByEvents(t *testing.T) {
@@ -229,6 +247,73 @@ func TestFollowByEvents(t *testing.T) {
 			t.Fatal(retry)
 		}
 		g.same(f, lib)
+		if round%10 == 9 { // and a look at everything finds no more
+			f = again(t, f)
+			if yes, retry, err := f.update(t.Context(), map[string]bool{"/": true}, nil); err != nil || yes || len(retry) > 0 {
+				t.Fatal(yes, retry, err)
+			}
+		}
+	}
+}
+
+// A name that comes while its folder is looked at for another reason is not lost, if all
+// is looked at after it was not reported.
+func TestFollowAfterAnInterruption(t *testing.T) {
+	g, lib, f := followed(t)
+	check(t, os.MkdirAll(g.root+"/in", 0o755))
+	check(t, failure(f.update(t.Context(), map[string]bool{"/": true}, nil)))
+	for i := range 3 {
+		write(t, fmt.Sprintf("%s/in/one%d", g.root, i), "one", 0o644)
+		write(t, fmt.Sprintf("%s/in/two%d", g.root, i), "two", 0o644)
+		time.Sleep(2 * statcache.Window)
+		// The second was not reported yet, and its folder is looked at for its time.
+		check(t, failure(f.update(t.Context(), map[string]bool{"/in": false, fmt.Sprintf("/in/one%d", i): false}, nil)))
+		f = again(t, f)
+		if yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil); err != nil || !yes {
+			t.Error(yes, err)
+		}
+		g.same(f, lib)
+	}
+}
+
+// What nobody has touched since it was looked at is not looked at in full again, nor is
+// what was racy when it was captured; what a full look found out is in the next snapshot.
+func TestSweepLooksOnce(t *testing.T) {
+	root := t.TempDir()
+	for i := range 300 {
+		write(t, fmt.Sprintf("%s/d%d/file%d", root, i%7, i), fmt.Sprint(i), 0o644)
+	}
+	lib := must(OpenLibrary(t.TempDir()))(t)
+	publishScoped(t, lib, "web", root, scope{Folders: []string{"/"}})
+	live := lib.Live()
+	defer live.Close()
+	cache := must(statcache.Open(filepath.Join(t.TempDir(), "digests")))(t)
+	f := must(newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"))(t)
+	defer func() { f.close() }()
+	looks := func() (n int) {
+		t.Helper()
+		if yes, _, err := f.look(t.Context(), map[string]bool{"/": true}, nil, func(u *updating) error {
+			err := u.sweep()
+			n = len(u.seen)
+			return err
+		}); err != nil || yes {
+			t.Fatal(yes, err)
+		}
+		return n
+	}
+	time.Sleep(2 * statcache.Window)
+	if n := looks(); n < 8 {
+		t.Errorf("a first look at everything looked at %d in full", n)
+	}
+	if n := looks(); n != 1 { // the root itself
+		t.Errorf("a second one looked at %d in full", n)
+	}
+	check(t, os.Chmod(root+"/d3/file3", 0o600))
+	time.Sleep(2 * statcache.Window)
+	check(t, failure(f.update(t.Context(), map[string]bool{"/d3/file3": false}, nil)))
+	f = again(t, f)
+	if n := looks(); n != 1 {
+		t.Errorf("after a restart, it looked at %d in full", n)
 	}
 }
 
@@ -364,4 +449,42 @@ func TestFollowUnmounted(t *testing.T) {
 	if yes, err := look(); !yes || err != nil {
 		t.Error(yes, err)
 	}
+}
+
+// A root folder that is away has not lost its files; another one that comes in its place
+// is looked at as a whole.
+func TestFollowRootGone(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "root")
+	write(t, root+"/etc/conf", "conf", 0o644)
+	lib := must(OpenLibrary(t.TempDir()))(t)
+	publishScoped(t, lib, "web", root, scope{Folders: []string{"/etc"}})
+	live := lib.Live()
+	defer live.Close()
+	cache := must(statcache.Open(filepath.Join(t.TempDir(), "digests")))(t)
+	follow := func() *follower {
+		return must(newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"))(t)
+	}
+	look := func(f *follower) (bool, error) {
+		yes, _, err := f.update(t.Context(), map[string]bool{"/": true}, nil)
+		return yes, err
+	}
+	f := follow()
+	defer f.close()
+	check(t, os.Rename(root, root+".away"))
+	if yes, err := look(f); yes || !errors.Is(err, errUnmounted) || !strings.Contains(err.Error(), root) {
+		t.Errorf("published %v, %v", yes, err)
+	}
+	if _, err := newFollower(lib, live, cache, slog.New(slog.DiscardHandler), "web"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("without a root: %v", err)
+	}
+	write(t, root+"/etc/other", "other", 0o644)
+	if yes, err := look(f); yes || err == nil || !strings.Contains(err.Error(), "another") {
+		t.Errorf("published %v, %v", yes, err)
+	}
+	g := follow()
+	defer g.close()
+	if yes, err := look(g); !yes || err != nil {
+		t.Error(yes, err)
+	}
+	must(lib.Why(manifest.Ref{Service: "web"}, "/etc/other"))(t)
 }

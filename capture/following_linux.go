@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,26 +48,30 @@ type FollowState struct {
 	Reason string `json:"reason,omitempty"`
 	// Data says why data of one moment is not followed; empty if it is.
 	Data string `json:"data,omitempty"`
+	// Outdated says why the service was not captured anew, though its packages or units
+	// have changed; empty if they have not, or it was.
+	Outdated string `json:"outdated,omitempty"`
+	// Looked is how long the last look at all files took, that which begins the
+	// following with the reading of the index before it; 0 if none has ended yet.
+	Looked time.Duration `json:"looked_ns,omitempty"`
 }
 
 // Follow publishes a new snapshot of each service of the library whenever its files
 // have changed, until ctx ends. Services that are captured or removed meanwhile are
 // taken in, or let go. Report is called, by one goroutine at a time, when it is to be
-// told how a service is followed; with nil, that it is no more.
-func (l *Library) Follow(ctx context.Context, log *slog.Logger, report func(service string, s *FollowState)) error {
+// told how a service is followed; with nil, that it is no more. Live is the library's.
+func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, report func(service string, s *FollowState)) error {
 	var mu sync.Mutex
 	tell := func(service string, s *FollowState) {
 		mu.Lock()
 		defer mu.Unlock()
 		report(service, s)
 	}
-	cache, err := statcache.Open(filepath.Join(l.dir, "digests"))
+	cache, err := statcache.OpenIdle(filepath.Join(l.dir, "digests"))
 	if err != nil {
 		return err
 	}
 	defer func() { _ = cache.Close() }()
-	live := l.Live()
-	defer func() { _ = live.Close() }()
 	var work sync.WaitGroup
 	defer work.Wait()
 	type running struct {
@@ -149,22 +154,30 @@ func (w *following) run(ctx context.Context) {
 	}
 }
 
+// errNotReported: the kernel has ended the watch.
+var errNotReported = errors.New("changes are not reported any more")
+
 // follow follows the newest snapshot until another is published by somebody else.
 func (w *following) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	began := time.Now()
 	f, err := newFollower(w.lib, w.live, w.cache, w.log, w.service)
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	events := w.watch(ctx, f)
+	q := w.watch(ctx, f)
 	// What changes from now on is reported; what has changed before is looked for.
 	d := newDirty()
 	d.add(change{path: "/", below: true}, time.Now())
 	m := moments{due: time.Now().Add(momentFirst)}
+	again := newRecapture(w, f)
+	defer again.end()
+	var took time.Duration
 	for {
 		due, wait := d.take(time.Now())
+		wait = min(wait, again.turn(ctx, time.Now()))
 		if now := time.Now(); !m.due.IsZero() {
 			if !now.Before(m.due) {
 				if err := w.refreeze(ctx, f, &m); err != nil {
@@ -176,7 +189,9 @@ func (w *following) follow(ctx context.Context) error {
 			wait = min(wait, m.due.Sub(now))
 		}
 		if len(due.paths) > 0 || len(due.inodes) > 0 {
-			start := time.Now()
+			q.rest((1 + restFactor) * took) // as long as the one before took
+			start := cmp.Or(began, time.Now())
+			began = time.Time{}
 			published, retry, err := f.update(ctx, due.paths, due.inodes)
 			if err != nil {
 				return err
@@ -185,22 +200,38 @@ func (w *following) follow(ctx context.Context) error {
 			if published {
 				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
 			}
+			took = now.Sub(start)
+			if due.paths["/"] {
+				w.tell(func(s *FollowState) { s.Looked = took })
+			}
 			d.done(due, published, retry, now)
-			d.rest(now.Add(restFactor * now.Sub(start)))
+			d.rest(now.Add(restFactor * took))
+			q.rest(restFactor * took)
 			continue
 		}
 		timer := time.NewTimer(wait)
 		select {
-		case c, ok := <-events:
+		case _, ok := <-q.filled:
 			if !ok {
 				timer.Stop()
-				return context.Cause(ctx)
+				return cmp.Or(context.Cause(ctx), errNotReported)
 			}
-			if f.ofAMoment(c.path) {
-				m.changed(time.Now())
-			} else {
-				d.add(c, time.Now())
-			}
+			q.take(func(c change, since time.Time) {
+				switch {
+				case f.ofAMoment(c.path):
+					m.changed(since)
+				case !c.defines:
+					d.add(c, since)
+				}
+				switch {
+				case c.defines:
+					again.changed(time.Now())
+				case c.path == "/" && c.below:
+					again.unseen(time.Now())
+				}
+			})
+		case err := <-again.done:
+			again.tell(err)
 		case <-timer.C:
 		case <-w.changed:
 			if now, err := w.lib.find(f.ref()); err != nil || now != f.at {
@@ -255,25 +286,10 @@ func (w *following) refreeze(ctx context.Context, f *follower, m *moments) error
 	return nil
 }
 
-// A change is one that was reported.
-type change struct {
-	path   string
-	below  bool
-	inodes []notify.Inode
-}
-
 // watch reports changes, from the moment when it returns; where they can't be watched,
 // it has all files looked at from time to time.
-func (w *following) watch(ctx context.Context, f *follower) <-chan change {
-	events := make(chan change, 1024)
-	send := func(c change) bool {
-		select {
-		case events <- c:
-			return true
-		case <-ctx.Done():
-			return false
-		}
-	}
+func (w *following) watch(ctx context.Context, f *follower) *queue {
+	q := newQueue()
 	watcher, err := w.open(f)
 	w.tell(func(s *FollowState) {
 		if s.Watched, s.Reason = err == nil, ""; err != nil {
@@ -283,7 +299,7 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 	if err != nil {
 		w.log.Warn("changes can't be watched: all files are looked at from time to time", "error", err, "every", lookEvery)
 		go func() {
-			defer close(events)
+			defer q.close()
 			tick := time.NewTicker(lookEvery)
 			defer tick.Stop()
 			for {
@@ -292,41 +308,27 @@ func (w *following) watch(ctx context.Context, f *follower) <-chan change {
 				case <-ctx.Done():
 					return
 				}
-				if !send(change{path: "/", below: true}) {
-					return
-				}
+				q.put([]change{{path: "/", below: true}}, time.Now())
 			}
 		}()
-		return events
+		return q
 	}
 	go func() {
-		defer close(events)
+		defer q.close()
 		defer func() { _ = watcher.Close() }()
 		for {
-			got, err := watcher.Next(ctx)
-			switch {
-			case ctx.Err() != nil:
+			if err := q.read(ctx, watcher, f); ctx.Err() != nil {
 				return
-			case err != nil:
+			} else if err != nil {
 				w.log.Info("all files are looked at", "reason", err)
-				if !send(change{path: "/", below: true}) {
-					return
-				}
+				q.put([]change{{path: "/", below: true}}, time.Now())
 				if !errors.Is(err, notify.ErrLost) {
-					return
-				}
-			}
-			for _, e := range got {
-				if f.far(e.Path) || f.ignores(e.Path) {
-					continue
-				}
-				if !send(change{e.Path, e.Below, watcher.Inodes(e)}) {
 					return
 				}
 			}
 		}
 	}()
-	return events
+	return q
 }
 
 func (w *following) open(f *follower) (*notify.Watcher, error) {

@@ -112,7 +112,7 @@ func (h *hasher) each(ctx context.Context, nodes []*node, lenient bool) error {
 			continue
 		}
 		name := n.entry.Name
-		n.entry, n.id, n.frozen = from.entry, from.id, from.frozen
+		n.entry, n.id, n.looked, n.frozen = from.entry, from.id, from.looked, from.frozen
 		n.entry.Name = name
 	}
 	return nil

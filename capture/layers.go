@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -8,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"srvfs/manifest"
 )
@@ -55,25 +55,90 @@ func (x *layered) below(n int) *layered {
 	return &layered{root: x.root, layers: x.layers[n:], sequences: x.sequences[n:]}
 }
 
-// entries yields what is there, in the order of the paths: of each the entry of the
-// uppermost layer that has something to say.
+// with returns the index with another layer on top of it, or itself if that is nil.
+func (x *layered) with(top *index) *layered {
+	if top == nil {
+		return x
+	}
+	return &layered{root: x.root, layers: append([]*index{top}, x.layers...), sequences: append([]uint64{0}, x.sequences...)}
+}
+
+// start returns a walk through all that is there.
+func (x *layered) start() *layeredCursor {
+	c := &layeredCursor{}
+	for _, one := range x.layers {
+		at := one.start()
+		at.next()
+		c.heads = append(c.heads, at)
+	}
+	return c
+}
+
+// seek returns a walk through what is there from a path on.
+func (x *layered) seek(p string) *layeredCursor {
+	c := &layeredCursor{}
+	for _, one := range x.layers {
+		c.heads = append(c.heads, one.seek(p))
+	}
+	return c
+}
+
+// A layeredCursor walks through what is there, in the order of the paths. It stands at
+// the entry of the uppermost layer that has something to say of a path, once next has
+// returned true.
+type layeredCursor struct {
+	*cursor
+	heads []*cursor
+}
+
+func (c *layeredCursor) next() bool {
+	for {
+		if c.cursor != nil {
+			for _, h := range c.heads {
+				if h != c.cursor && h.ok && bytes.Equal(h.path, c.path) {
+					h.next()
+				}
+			}
+			c.cursor.next()
+		}
+		var first *cursor
+		for _, h := range c.heads {
+			switch {
+			case h.err != nil:
+				c.cursor = h
+				return false
+			case h.ok && (first == nil || bytes.Compare(h.path, first.path) < 0):
+				first = h
+			}
+		}
+		if first == nil {
+			return false
+		}
+		if c.cursor = first; !c.gone() {
+			return true
+		}
+	}
+}
+
+// failed returns why next has returned false; nil at the end.
+func (c *layeredCursor) failed() error {
+	if c.cursor == nil {
+		return nil
+	}
+	return c.err
+}
+
+// entries yields what is there, in the order of the paths.
 func (x *layered) entries() iter.Seq2[Entry, error] {
-	if len(x.layers) == 1 {
-		return x.layers[0].entries()
-	}
-	all := make([]iter.Seq2[Entry, error], len(x.layers))
-	for i, one := range x.layers {
-		all[i] = one.entries()
-	}
 	return func(yield func(Entry, error) bool) {
-		for e, err := range merge(all...) {
-			if err != nil {
-				yield(Entry{}, err)
+		c := x.start()
+		for c.next() {
+			if e, err := c.entry(); !yield(e, err) || err != nil {
 				return
 			}
-			if !e.gone && !yield(e, nil) {
-				return
-			}
+		}
+		if err := c.failed(); err != nil {
+			yield(Entry{}, err)
 		}
 	}
 }
@@ -81,16 +146,16 @@ func (x *layered) entries() iter.Seq2[Entry, error] {
 // find returns what is there at a path, or nil.
 func (x *layered) find(p string) (*Entry, error) {
 	for _, one := range x.layers {
-		for e, err := range one.from(p) {
-			switch {
-			case err != nil:
-				return nil, err
-			case e.Path == p && e.gone:
-				return nil, nil
-			case e.Path == p:
-				return &e, nil
-			}
-			break
+		c := one.seek(p)
+		switch {
+		case c.err != nil:
+			return nil, c.err
+		case !c.ok || string(c.path) != p:
+		case c.gone():
+			return nil, nil
+		default:
+			e, err := c.entry()
+			return &e, err
 		}
 	}
 	return nil, nil
@@ -98,22 +163,15 @@ func (x *layered) find(p string) (*Entry, error) {
 
 // inside yields what is there below a folder, in the order of the paths.
 func (x *layered) inside(dir string) iter.Seq2[Entry, error] {
-	all := make([]iter.Seq2[Entry, error], len(x.layers))
-	for i, one := range x.layers {
-		all[i] = one.from(dir + "/")
-	}
 	return func(yield func(Entry, error) bool) {
-		for e, err := range merge(all...) {
-			if err != nil {
-				yield(Entry{}, err)
+		c := x.seek(dir + "/")
+		for c.next() && bytes.HasPrefix(c.path, []byte(dir+"/")) {
+			if e, err := c.entry(); !yield(e, err) || err != nil {
 				return
 			}
-			if !strings.HasPrefix(e.Path, dir+"/") {
-				return
-			}
-			if !e.gone && !yield(e, nil) {
-				return
-			}
+		}
+		if err := c.failed(); err != nil {
+			yield(Entry{}, err)
 		}
 	}
 }
@@ -237,8 +295,8 @@ func (l *Library) slim(prev Published, ed edition) (edition, error) {
 	if err != nil {
 		return ed, err
 	}
-	if old.root != whole.root {
-		return ed, nil
+	if old.root != whole.root || slices.ContainsFunc(old.layers, func(x *index) bool { return x.version < 3 }) {
+		return ed, nil // or it would say too little for ever
 	}
 	now := &layered{root: whole.root, layers: []*index{whole}}
 	for n, one := range old.layers {
@@ -247,7 +305,7 @@ func (l *Library) slim(prev Published, ed edition) (edition, error) {
 		if err != nil {
 			return ed, err
 		}
-		if 2*len(b) > len(one.body) {
+		if 2*int64(len(b)) > one.size() {
 			continue
 		}
 		meta, err := l.without(prev.Service, base.sequences, ed.meta)
@@ -291,13 +349,13 @@ func (l *Library) baseOf(p Published) (uint64, error) {
 		return 0, err
 	}
 	defer func() { _ = f.Close() }()
-	b := make([]byte, len(deltaMagic)+manifest.MaxPath+32)
+	b := make([]byte, len(indexMagic)+manifest.MaxPath+32)
 	n, err := io.ReadFull(f, b)
 	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return 0, err
 	}
 	r := indexReader{b: b[:n]}
-	_, base := r.head()
+	_, _, base := r.head()
 	if r.err == nil && base >= p.Sequence {
 		r.fail("it lies on %d", base)
 	}

@@ -279,12 +279,11 @@ func (l *Library) Root(service string) (string, error) {
 
 // index reads what a snapshot itself has.
 func (l *Library) index(p Published) (*index, error) {
-	b, err := os.ReadFile(filepath.Join(l.folder(p), "index"))
-	if err != nil {
+	x, err := openIndex(filepath.Join(l.folder(p), "index"))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("snapshot %d of %s: %w", p.Sequence, p.Service, err)
-	}
-	x, err := decodeIndex(b)
-	if err != nil {
+	case err != nil:
 		return nil, fmt.Errorf("snapshot %d of %s: %w: capture the service again", p.Sequence, p.Service, err)
 	}
 	return x, nil

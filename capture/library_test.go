@@ -2,9 +2,12 @@ package capture
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -221,6 +224,42 @@ func TestIndexRoundTrip(t *testing.T) {
 	}
 }
 
+// What earlier versions wrote is read, and nothing in it taken for sure.
+func TestIndexOfEarlierFormats(t *testing.T) {
+	b := appendString([]byte(indexMagic1), "/srv/root")
+	b = appendString(append(b, 1, byte(ClassUser)), "asked for")
+	b = append(b, 2)
+	b = append(appendString(append(b, 0), "/etc"), byte(manifest.Dir), 0, 1, 0)
+	b = append(appendString(append(b, 4), "/f"), byte(manifest.File), flagSecret, 1, 0, 3)
+	d := manifest.Sum([]byte("abc"))
+	b = append(append(b, d[:]...), 1, 2, 6, 8)
+	sum := sha256.Sum256(b)
+	x := must(decodeIndex(append(b, sum[:]...)))(t)
+	why := []Reason{{ClassUser, "asked for"}}
+	want := []Entry{
+		{Path: "/etc", Type: manifest.Dir, Reasons: why, racy: true},
+		{Path: "/etc/f", Type: manifest.File, Reasons: why, Size: 3, Digest: d, Identity: Identity{Dev: 1, Ino: 2, Size: 3, Mtime: 3, Ctime: 4}, Secret: true, racy: true},
+	}
+	var got []Entry
+	for e, err := range x.entries() {
+		check(t, err)
+		got = append(got, e)
+	}
+	if x.root != "/srv/root" || x.base != 0 || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v: %+v", x, got)
+	}
+	delta := binary.AppendUvarint(appendString([]byte(deltaMagic2), "/srv/root"), 7)
+	delta = append(delta, 0, 1)
+	delta = append(appendString(append(delta, 0), "/etc"), 0, flagGone, 0)
+	sum = sha256.Sum256(delta)
+	x = must(decodeIndex(append(delta, sum[:]...)))(t)
+	for e, err := range x.entries() {
+		if check(t, err); !e.gone || e.Path != "/etc" || x.base != 7 {
+			t.Errorf("%+v on %d", e, x.base)
+		}
+	}
+}
+
 // FuzzIndex feeds the decoder what a checksum would have kept from it.
 func FuzzIndex(f *testing.F) {
 	sample := sampleIndex(f)
@@ -231,7 +270,7 @@ func FuzzIndex(f *testing.F) {
 	delta := w.finish("/", 7)
 	f.Add(delta[:len(delta)-32])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		x, err := decodeIndexBody(b)
+		x, err := readIndexHead(bytes.NewReader(b), int64(len(b)))
 		if err != nil {
 			wantErr(t, err, manifest.ErrInvalid)
 			return

@@ -199,12 +199,8 @@ func (e *liveEdition) load() error {
 	if e.meta, e.err = openMeta(filepath.Join(e.dir, "meta")); e.err != nil {
 		return e.err
 	}
-	var b []byte
-	if b, e.err = os.ReadFile(filepath.Join(e.dir, "index")); e.err != nil {
-		return e.err
-	}
 	var x *index
-	if x, e.err = decodeIndex(b); e.err != nil {
+	if x, e.err = openIndex(filepath.Join(e.dir, "index")); e.err != nil {
 		return e.err
 	}
 	if x.base >= e.Sequence {
@@ -228,12 +224,17 @@ func (e *liveEdition) find(d manifest.Digest, f *found) error {
 			f.meta, f.where = l.meta, w
 			return nil
 		}
-		for _, i := range l.files.find(d) {
-			ref := liveRef{l.files, i}
-			p := l.files.path(&l.files.recs[i])
+		recs, err := l.files.find(d)
+		if err != nil {
+			return err
+		}
+		for _, rec := range recs {
+			ref := liveRef{l.files, rec}
 			covered := false
 			for above := e; above != l && !covered; above = above.base.Load() {
-				covered = above.files.covers(p)
+				if covered, err = above.files.covers(rec.path); err != nil {
+					return err
+				}
 			}
 			if !covered && !slices.Contains(f.files, ref) {
 				f.files = append(f.files, ref)

@@ -3,12 +3,11 @@ package capture
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io"
 	"io/fs"
-	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -22,98 +21,76 @@ import (
 	"srvfs/manifest"
 )
 
-// liveFiles says where the content of one snapshot's files is. It takes 72
-// bytes for each file, and its path.
+// liveFiles says where the content of one snapshot's files is. It takes 8 bytes of
+// memory for each, and reads its index for what that says.
 type liveFiles struct {
-	root   string
+	*index
 	frozen string   // the folder of copies
 	dir    *os.File // the root, O_PATH; nil until first needed
-	paths  []byte   // one after the other
-	recs   []liveRec
-	devs   []uint64
-	// said are hashes, sorted, of all paths that a layer which lies on another has
-	// something to say of.
-	said []uint64
+	// places are sorted: the first four bytes of a digest, and the number of the mark in
+	// the index from which on, before the next, there is a file that has it.
+	places []uint64
 
 	mu     sync.Mutex
 	again  map[string]Identity // by path: found unchanged by hash under another identity
 	differ map[string]Identity // by path: found changed by hash
 }
 
+// A liveRec is what the index says of a file that has content.
 type liveRec struct {
-	digest       manifest.Digest
-	ino          uint64
-	size         int64
-	mtime, ctime int64
-	path         uint32 // offset in paths
-	length       uint16 // of the path, and the bit isFrozen
-	dev          uint16 // number in devs
+	path   string
+	digest manifest.Digest
+	id     Identity
+	frozen bool // the library has a copy
 }
 
-// isFrozen marks a file of which the library has a copy.
-const isFrozen = 1 << 15
-
 func newLiveFiles(x *index, frozen string) (*liveFiles, error) {
-	f := &liveFiles{root: x.root, frozen: frozen, again: map[string]Identity{}, differ: map[string]Identity{}}
-	devs := map[uint64]uint16{}
-	for e, err := range x.entries() {
-		if err != nil {
-			return nil, err
-		}
-		if x.base != 0 {
-			f.said = append(f.said, maphash.String(pathSeed, e.Path))
-		}
-		if e.Type != manifest.File || e.Size == 0 {
-			continue
-		}
-		dev, ok := devs[e.Identity.Dev]
-		if !ok {
-			dev = uint16(len(devs))
-			devs[e.Identity.Dev] = dev
-			f.devs = append(f.devs, e.Identity.Dev)
-		}
-		if len(f.paths) > math.MaxUint32-manifest.MaxPath || len(devs) > math.MaxUint16 {
-			return nil, fmt.Errorf("index: more paths than can be served: %w", manifest.ErrInvalid)
-		}
-		length := uint16(len(e.Path))
-		if e.Frozen {
-			length |= isFrozen
-		}
-		f.recs = append(f.recs, liveRec{
-			digest: e.Digest, ino: e.Identity.Ino, size: e.Size, mtime: e.Identity.Mtime, ctime: e.Identity.Ctime,
-			path: uint32(len(f.paths)), length: length, dev: dev,
-		})
-		f.paths = append(f.paths, e.Path...)
+	f := &liveFiles{index: x, frozen: frozen, again: map[string]Identity{}, differ: map[string]Identity{}}
+	if err := x.mark(); err != nil {
+		return nil, err
 	}
-	f.recs, f.paths = slices.Clip(f.recs), slices.Clip(f.paths)
-	slices.Sort(f.said)
-	slices.SortStableFunc(f.recs, func(a, b liveRec) int { return bytes.Compare(a.digest[:], b.digest[:]) })
+	f.places = make([]uint64, 0, x.count)
+	c := x.start()
+	for c.next() {
+		if c.kind == manifest.File && c.id.Size > 0 {
+			f.places = append(f.places, uint64(binary.BigEndian.Uint32(c.digest))<<32|uint64(c.number/markEvery))
+		}
+	}
+	if c.err != nil {
+		return nil, c.err
+	}
+	slices.Sort(f.places)
+	f.places = slices.Clip(slices.Compact(f.places))
 	return f, nil
 }
 
-var pathSeed = maphash.MakeSeed()
-
 // covers reports whether what the layers below say of the path does not count.
-func (f *liveFiles) covers(p string) bool {
-	_, ok := slices.BinarySearch(f.said, maphash.String(pathSeed, p))
-	return ok
+func (f *liveFiles) covers(p string) (bool, error) {
+	c := f.seek(p)
+	return c.ok && string(c.path) == p, c.err
 }
 
-// find returns the numbers of the records with digest d.
-func (f *liveFiles) find(d manifest.Digest) []int {
-	i, ok := slices.BinarySearchFunc(f.recs, d, func(r liveRec, d manifest.Digest) int { return bytes.Compare(r.digest[:], d[:]) })
-	if !ok {
-		return nil
+// find returns the files that have the digest d.
+func (f *liveFiles) find(d manifest.Digest) (all []liveRec, err error) {
+	head := uint64(binary.BigEndian.Uint32(d[:])) << 32
+	i, _ := slices.BinarySearch(f.places, head)
+	for ; i < len(f.places) && f.places[i]>>32 == head>>32; i++ {
+		c := f.at(int(uint32(f.places[i])))
+		for n := 0; n < markEvery && c.next(); n++ {
+			if !bytes.Equal(c.digest, d[:]) || c.id.Size == 0 {
+				continue
+			}
+			e, err := c.entry()
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, liveRec{e.Path, e.Digest, e.Identity, e.Frozen})
+		}
+		if c.err != nil {
+			return nil, c.err
+		}
 	}
-	var all []int
-	for ; i < len(f.recs) && f.recs[i].digest == d; i++ {
-		all = append(all, i)
-	}
-	return all
-}
-
-func (f *liveFiles) path(r *liveRec) string {
-	return string(f.paths[r.path : int(r.path)+int(r.length&^isFrozen)])
+	return all, nil
 }
 
 // rootDir opens the root when it is first needed: the disk that it is on may
@@ -131,10 +108,10 @@ func (f *liveFiles) rootDir() (*os.File, error) {
 	return f.dir, nil
 }
 
-// A liveRef names one record.
+// A liveRef is one record, and the files that it is of.
 type liveRef struct {
 	files *liveFiles
-	n     int
+	liveRec
 }
 
 // A liveFile is an open file of which the identity was right when it was opened.
@@ -180,10 +157,9 @@ func (fd liveFD) stat() (st unix.Stat_t, err error) {
 // open opens the file if it is still what was captured; else the error wraps
 // [manifest.ErrStale] and says which path, and since when if that is known.
 func (r liveRef) open() (*liveFile, error) {
-	rec := &r.files.recs[r.n]
-	p := r.files.path(rec)
-	if rec.length&isFrozen != 0 {
-		if file := r.openFrozen(rec, p); file != nil {
+	p := r.path
+	if r.frozen {
+		if file := r.openFrozen(); file != nil {
 			return file, nil
 		}
 		// A copy that is lost is not worse than none: the file may be unchanged.
@@ -199,8 +175,8 @@ func (r liveRef) open() (*liveFile, error) {
 		}
 		return nil, fmt.Errorf("%s: %w: %w", p, err, manifest.ErrUnavailable)
 	}
-	file := &liveFile{f: liveFD(fd), path: p, size: rec.size, ref: r}
-	if err := file.check(rec); err != nil {
+	file := &liveFile{f: liveFD(fd), path: p, size: r.id.Size, ref: r}
+	if err := file.check(); err != nil {
 		file.close()
 		return nil, err
 	}
@@ -209,14 +185,14 @@ func (r liveRef) open() (*liveFile, error) {
 
 // openFrozen opens the copy of a frozen file, or returns nil. Nobody writes to
 // copies; that a disk has not changed them the standby's digests show.
-func (r liveRef) openFrozen(rec *liveRec, p string) *liveFile {
-	fd, err := unix.Open(filepath.Join(r.files.frozen, rec.digest.Hex()), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+func (r liveRef) openFrozen() *liveFile {
+	fd, err := unix.Open(filepath.Join(r.files.frozen, r.digest.Hex()), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil
 	}
-	file := &liveFile{f: liveFD(fd), path: p, size: rec.size, ref: r}
+	file := &liveFile{f: liveFD(fd), path: r.path, size: r.id.Size, ref: r}
 	st, err := file.f.stat()
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != rec.size {
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size != r.id.Size {
 		file.close()
 		return nil
 	}
@@ -225,13 +201,13 @@ func (r liveRef) openFrozen(rec *liveRec, p string) *liveFile {
 }
 
 // check compares the file's stat with the record.
-func (f *liveFile) check(rec *liveRec) error {
+func (f *liveFile) check() error {
 	st, err := f.f.stat()
 	if err != nil {
 		return fmt.Errorf("%s: %w: %w", f.path, err, manifest.ErrUnavailable)
 	}
 	f.id = identityOf(&st)
-	want := Identity{Dev: f.ref.files.devs[rec.dev], Ino: rec.ino, Size: rec.size, Mtime: rec.mtime, Ctime: rec.ctime}
+	want := f.ref.id
 	switch {
 	case f.id == want:
 		return nil
@@ -241,12 +217,12 @@ func (f *liveFile) check(rec *liveRec) error {
 		return stale(f.path, "it had %d bytes and was modified %s; it has %d bytes and was modified %s",
 			want.Size, stamp(want.Mtime), f.id.Size, stamp(f.id.Mtime))
 	}
-	return f.rehash(rec)
+	return f.rehash()
 }
 
 // rehash decides about a file of the same size and modification time with
 // another inode or change time.
-func (f *liveFile) rehash(rec *liveRec) error {
+func (f *liveFile) rehash() error {
 	files := f.ref.files
 	files.mu.Lock()
 	same, differ := files.again[f.path] == f.id, files.differ[f.path] == f.id
@@ -264,13 +240,13 @@ func (f *liveFile) rehash(rec *liveRec) error {
 			return err
 		}
 		files.mu.Lock()
-		if d == rec.digest {
+		if d == f.ref.digest {
 			files.again[f.path] = f.id
 		} else {
 			files.differ[f.path] = f.id
 		}
 		files.mu.Unlock()
-		if d == rec.digest {
+		if d == f.ref.digest {
 			return nil
 		}
 	}

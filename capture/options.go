@@ -13,52 +13,53 @@ import (
 // Options say what is captured, and how. One of Units, Init, Exec and PID must be
 // set.
 type Options struct {
-	Name  string   // of the service; see [manifest.ValidService]
-	Units []string // systemd units, in the order in which they start: "nginx"
-	Init  string   // a SysV script: a path, or a name in /etc/init.d
-	Exec  []string // a command line
-	PID   int      // the main process of a running instance
+	Name  string   `json:"-"`               // of the service; see [manifest.ValidService]
+	Units []string `json:"units,omitempty"` // systemd units, in the order in which they start: "nginx"
+	Init  string   `json:"init,omitempty"`  // a SysV script: a path, or a name in /etc/init.d
+	Exec  []string `json:"exec,omitempty"`  // a command line
+	PID   int      `json:"-"`               // the main process of a running instance
 	// Packages are also taken: names of installed ones, with what they need, or
 	// paths of package files (NAME.rpm), of which what is installed is taken.
-	Packages []string
+	Packages []string `json:"packages,omitempty"`
 	// RPMs are package files (NAME.rpm) that are unpacked to be the service's root,
 	// for a server of which nothing else is left. Root must be empty.
-	RPMs    []string
-	Include []string // also take these absolute paths; of a folder, all that is below
-	Exclude []string // leave these out: patterns, see [Pattern]
-	Probes  []string // URLs that show that the service does its job; see package probe
+	RPMs    []string `json:"rpms,omitempty"`
+	Include []string `json:"include,omitempty"` // also take these absolute paths; of a folder, all that is below
+	Exclude []string `json:"exclude,omitempty"` // leave these out: patterns, see [Pattern]
+	Probes  []string `json:"probes,omitempty"`  // URLs that show that the service does its job; see package probe
 
-	Root     string // folder on this host that is the service's "/"; empty is "/"
-	StateDir string // empty is DefaultState
+	Root     string `json:"root,omitempty"` // folder on this host that is the service's "/"; empty is "/"
+	StateDir string `json:"-"`              // empty is DefaultState
 
 	// Watch is how long the running instance is watched for what it opens, beyond
 	// what a start and the probes do: a renewal, a nightly job.
-	Watch time.Duration
+	Watch time.Duration `json:"watch,omitempty"`
 
 	// Learn: what standbys look for in vain is learned wherever it is, and not only
 	// in the service's packages and folders. See [Library.Missed].
-	Learn bool
+	Learn bool `json:"learn,omitempty"`
 
 	// What the service writes to is copied as of one moment; see freeze. Freeze and
 	// Thaw are commands for a shell, run right before and after; NoFreeze copies
 	// nothing, and standbys get such files only while they are unchanged.
-	Freeze, Thaw string
-	NoFreeze     bool
+	Freeze   string `json:"freeze,omitempty"`
+	Thaw     string `json:"thaw,omitempty"`
+	NoFreeze bool   `json:"no_freeze,omitempty"`
 
 	// StartTimeout is how long a start may take, and how long the probes may
 	// take to answer after it; 0 is what the unit says, at most 90 s. A capture
 	// starts the service twice or more.
-	StartTimeout time.Duration
+	StartTimeout time.Duration `json:"start_timeout,omitempty"`
 	// Scratch bounds, in bytes of memory, what a disposable instance may write,
 	// since all of it is thrown away; 0 is half of the host's memory, as tmpfs
 	// has it. A first write to a large file copies it whole.
-	Scratch int64
+	Scratch int64 `json:"scratch,omitempty"`
 
-	Log *slog.Logger // nil is none
+	Log *slog.Logger `json:"-"` // nil is none
 	// Progress, if not nil, is called at the end of each step: "unpack" (of RPMs), "find", "watch" (if asked for), "trace",
 	// "close", "freeze" (of what it writes to), "build", "verify", "publish". The steps build and verify come
 	// again when a verification has found something missing.
-	Progress func(step string, took time.Duration, detail string)
+	Progress func(step string, took time.Duration, detail string) `json:"-"`
 }
 
 // A Result is what a capture has published.

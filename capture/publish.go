@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -79,13 +80,48 @@ func (l *Library) publish(snap *manifest.Snapshot, ed edition) (p Published, err
 	return p, l.put(p, ed, all)
 }
 
-// put writes an edition and makes it the latest, besides all that there are.
+// put writes an edition and makes it the latest, besides all that there are. All that is
+// written is flushed at once: each flush of its own would be a commit of the file
+// system's journal, for which whoever else writes there waits too.
 func (l *Library) put(p Published, ed edition, all []Published) error {
-	if err := l.write(p, ed); err != nil {
+	kept := retain(append([]Published{p}, all...))
+	var files unflushed
+	defer files.close()
+	parent := filepath.Dir(l.folder(p))
+	made := os.Mkdir(parent, 0o700)
+	if made != nil && !errors.Is(made, fs.ErrExist) {
+		return made
+	}
+	tmp, err := os.MkdirTemp(parent, tempPrefix)
+	if err != nil {
 		return err
 	}
-	kept := retain(append([]Published{p}, all...), time.Now())
-	if err := l.setCurrent(kept); err != nil {
+	defer func() { _ = os.RemoveAll(tmp) }()
+	if err := ed.write(tmp, &files); err != nil {
+		return err
+	}
+	if err := l.writeCurrent(kept, &files); err != nil {
+		return err
+	}
+	if err := files.flush(); err != nil {
+		return err
+	}
+	// A folder of this number that "current" does not name is what a crash left.
+	if err := os.RemoveAll(l.folder(p)); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, l.folder(p)); err != nil {
+		return err
+	}
+	if err := syncDir(parent); err != nil {
+		return err
+	}
+	if made == nil {
+		if err := syncDir(filepath.Dir(parent)); err != nil {
+			return err
+		}
+	}
+	if err := l.renameCurrent(); err != nil {
 		return err
 	}
 	return errors.Join(l.sweep(kept), l.sweepFrozen(kept))
@@ -93,14 +129,14 @@ func (l *Library) put(p Published, ed edition, all []Published) error {
 
 // retain returns what is kept of all snapshots, of which those of a service come
 // latest first.
-func retain(all []Published, now time.Time) []Published {
+func retain(all []Published) []Published {
 	created := map[string][]int64{}
 	for _, p := range all {
 		created[p.Service] = append(created[p.Service], p.Created)
 	}
 	keep := map[string][]bool{}
 	for service, times := range created {
-		keep[service] = manifest.Keep(times, now)
+		keep[service] = manifest.Keep(times)
 	}
 	return slices.DeleteFunc(slices.Clone(all), func(p Published) bool {
 		yes := keep[p.Service][0]
@@ -109,21 +145,8 @@ func retain(all []Published, now time.Time) []Published {
 	})
 }
 
-// write makes the folder of p, complete and on disk.
-func (l *Library) write(p Published, ed edition) error {
-	parent := filepath.Dir(l.folder(p))
-	if err := os.Mkdir(parent, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	// A folder of this number that "current" does not name is what a crash left.
-	if err := os.RemoveAll(l.folder(p)); err != nil {
-		return err
-	}
-	tmp, err := os.MkdirTemp(parent, tempPrefix)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = os.RemoveAll(tmp) }()
+// write writes all of an edition into a folder.
+func (ed *edition) write(dir string, files *unflushed) error {
 	parts := map[string]func(*bufio.Writer) error{
 		"snapshot": func(w *bufio.Writer) error { _, err := w.Write(ed.snapshot); return err },
 		"index":    func(w *bufio.Writer) error { _, err := w.Write(ed.index); return err },
@@ -141,29 +164,33 @@ func (l *Library) write(p Published, ed edition) error {
 		}
 	}
 	for name, write := range parts {
-		if err := writeFile(filepath.Join(tmp, name), write); err != nil {
+		if err := files.write(filepath.Join(dir, name), write); err != nil {
 			return err
 		}
 	}
-	if err := syncDir(tmp); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, l.folder(p)); err != nil {
-		return err
-	}
-	if err := syncDir(parent); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(parent))
+	return files.open(dir)
 }
 
 // tempPrefix begins the names of what is not complete. No service has such a
 // name, and no snapshot such a number.
 const tempPrefix = ".new-"
 
+// setCurrent makes what all says what there is.
 func (l *Library) setCurrent(all []Published) error {
-	name := filepath.Join(l.dir, currentName)
-	err := writeFile(name+".new", func(w *bufio.Writer) error {
+	var files unflushed
+	defer files.close()
+	if err := l.writeCurrent(all, &files); err != nil {
+		return err
+	}
+	if err := files.flush(); err != nil {
+		return err
+	}
+	return l.renameCurrent()
+}
+
+// writeCurrent writes it down, and renameCurrent makes it count.
+func (l *Library) writeCurrent(all []Published, files *unflushed) error {
+	return files.write(filepath.Join(l.dir, currentName)+".new", func(w *bufio.Writer) error {
 		if _, err := fmt.Fprintln(w, currentMagic); err != nil {
 			return err
 		}
@@ -174,9 +201,10 @@ func (l *Library) setCurrent(all []Published) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
+}
+
+func (l *Library) renameCurrent() error {
+	name := filepath.Join(l.dir, currentName)
 	if err := os.Rename(name+".new", name); err != nil {
 		return err
 	}
@@ -273,20 +301,58 @@ func (l *Library) lock() (unlock func(), err error) {
 	}
 }
 
-func writeFile(name string, write func(*bufio.Writer) error) error {
+// unflushed are files, and folders, that may not be on the disk yet.
+type unflushed []*os.File
+
+// write writes a file, which is not flushed.
+func (u *unflushed) write(name string, write func(*bufio.Writer) error) error {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
-	w := bufio.NewWriterSize(f, 1<<18)
-	err = write(w)
-	if err == nil {
-		err = w.Flush()
+	*u = append(*u, f)
+	w := bufio.NewWriterSize(f, 1<<16)
+	if err := write(w); err != nil {
+		return err
 	}
+	return w.Flush()
+}
+
+// open adds a folder.
+func (u *unflushed) open(dir string) error {
+	f, err := os.Open(dir)
 	if err == nil {
-		err = f.Sync()
+		*u = append(*u, f)
 	}
-	return errors.Join(err, f.Close())
+	return err
+}
+
+// flush waits until all are on the disk: together, so that the file system makes one
+// commit of them.
+func (u *unflushed) flush() error {
+	errs := make([]error, len(*u))
+	var wg sync.WaitGroup
+	for i, f := range *u {
+		wg.Go(func() { errs[i] = errors.Join(f.Sync(), f.Close()) })
+	}
+	wg.Wait()
+	*u = nil
+	return errors.Join(errs...)
+}
+
+func (u *unflushed) close() {
+	for _, f := range *u {
+		_ = f.Close()
+	}
+}
+
+func writeFile(name string, write func(*bufio.Writer) error) error {
+	var files unflushed
+	defer files.close()
+	if err := files.write(name, write); err != nil {
+		return err
+	}
+	return files.flush()
 }
 
 func syncDir(dir string) error {

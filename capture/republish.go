@@ -81,7 +81,7 @@ func (l *Library) pile(at Published, x *layered, snap *manifest.Snapshot, meta m
 		if err := w.addAll(merge(above...), false); err != nil {
 			return ed, err
 		}
-		if 2*len(w.body) <= len(one.body) {
+		if 2*int64(len(w.body)) <= one.size() {
 			ed.index = w.finish(x.root, x.sequences[n])
 			ed.meta, err = l.without(at.Service, x.sequences[n:], ed.meta)
 			return ed, err

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +28,19 @@ type node struct {
 	item  *item
 	// frozen: its content is a copy in the library, of the moment of the snapshot.
 	frozen bool
+	looked int64 // when, in nanoseconds since 1970: not after its stat
+	// compared: of a folder, that since then all its names were compared with what the
+	// snapshot has.
+	compared bool
+}
+
+// identity returns what the index says of the node's file, whatever type that has. See
+// Entry.racy for the other.
+func (n *node) identity() (id Identity, racy bool) {
+	id = n.id
+	racy = n.id.Racy(time.Unix(0, n.looked)) || n.entry.Type == manifest.Dir && !n.compared
+	id.Size = n.entry.Size
+	return id, racy
 }
 
 // fresh reports whether the file starts empty on the standby. One with several
@@ -88,10 +102,11 @@ func openFolder(root *os.File, p string, access uint64) (*os.File, error) {
 
 func scanRoot(root *os.File) (*node, error) {
 	var st unix.Stat_t
+	looked := time.Now()
 	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
 		return nil, fmt.Errorf("stat %s: %w", root.Name(), err)
 	}
-	n, err := newNode("/", "", &st)
+	n, err := newNode("/", "", &st, looked)
 	if err == nil {
 		n.entry.Xattrs, err = xattrs("/proc/self/fd/"+strconv.Itoa(int(root.Fd()))+"/.", root.Name())
 	}
@@ -115,6 +130,7 @@ func scanDir(root *os.File, dir string, names []string, items map[string]*item, 
 	for _, name := range names {
 		p := path.Join(dir, name)
 		var st unix.Stat_t
+		looked := time.Now()
 		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
@@ -124,7 +140,7 @@ func scanDir(root *os.File, dir string, names []string, items map[string]*item, 
 		if st.Mode&unix.S_IFMT == unix.S_IFSOCK {
 			continue
 		}
-		n, err := newNode(p, name, &st)
+		n, err := newNode(p, name, &st, looked)
 		if err != nil {
 			return nil, err
 		}
@@ -152,11 +168,13 @@ func scanDir(root *os.File, dir string, names []string, items map[string]*item, 
 	return nodes, nil
 }
 
-func newNode(p, name string, st *unix.Stat_t) (*node, error) {
+// newNode makes a node of a stat that was not taken before looked.
+func newNode(p, name string, st *unix.Stat_t, looked time.Time) (*node, error) {
 	n := &node{
-		path:  p,
-		id:    Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
-		nlink: st.Nlink,
+		looked: looked.UnixNano(),
+		path:   p,
+		id:     Identity{Dev: st.Dev, Ino: st.Ino, Size: st.Size, Mtime: st.Mtim.Nano(), Ctime: st.Ctim.Nano()},
+		nlink:  st.Nlink,
 		entry: manifest.Entry{
 			Name: name, Mode: st.Mode & 0o7777, UID: st.Uid, GID: st.Gid, Links: 1,
 			Mtime: manifest.Time{Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec)},
@@ -237,10 +255,11 @@ func grow(b []byte, get func([]byte) (int, error)) ([]byte, error) {
 // restat replaces what the scan said of the file n by what it is now.
 func restat(fd int, n *node) error {
 	var st unix.Stat_t
+	looked := time.Now()
 	if err := fstat(fd, &st); err != nil {
 		return fmt.Errorf("stat %s: %w", n.path, err)
 	}
-	fresh, err := newNode(n.path, n.entry.Name, &st)
+	fresh, err := newNode(n.path, n.entry.Name, &st, looked)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,11 @@ type scope struct {
 	Mounts []string `json:"mounts,omitempty"`
 	// Hooks: the administrator has commands that make the data hold still.
 	Hooks bool `json:"hooks,omitempty"`
+	// Recipe is what the capture was asked for, nil if it can't be made again; Found what
+	// its first step found (see service.mark), and Defined the files where that was read.
+	Recipe  *Options `json:"recipe,omitempty"`
+	Found   string   `json:"found,omitempty"`
+	Defined []string `json:"defined,omitempty"`
 }
 
 // maxScope bounds the file.
@@ -40,7 +45,10 @@ const maxScope = 16 << 20
 
 // scope returns what the capture has found to be the service's.
 func (c *capturing) scope() ([]byte, error) {
-	s := scope{Exclude: c.Exclude, Learn: c.Learn, Hooks: c.Freeze != "", Packages: slices.Sorted(maps.Keys(c.service.needed))}
+	s := scope{Exclude: c.Exclude, Learn: c.Learn, Hooks: c.Freeze != "", Packages: slices.Sorted(maps.Keys(c.service.needed)), Recipe: c.recipe(), Found: c.service.mark()}
+	for _, info := range c.service.infos {
+		s.Defined = append(s.Defined, info.Files...)
+	}
 	for _, m := range c.mounts {
 		if m.real && (m.path != "/" || mountedAt(c.Root)) && slices.ContainsFunc(c.tree.nodes, func(n *node) bool { return n.path != m.path && inside(n.path, m.path) }) {
 			s.Mounts = append(s.Mounts, m.path)

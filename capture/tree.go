@@ -178,8 +178,8 @@ func (n *node) listed() Entry {
 		e.Reasons = append(slices.Clone(e.Reasons), Reason{ClassRule, n.item.fresh})
 		slices.SortStableFunc(e.Reasons, func(a, b Reason) int { return cmp.Compare(a.Class, b.Class) })
 	}
-	if e.Type == manifest.File {
-		e.Size, e.Digest, e.Identity = n.entry.Size, n.entry.Digest, n.id
+	if e.Identity, e.racy = n.identity(); e.Type == manifest.File {
+		e.Size, e.Digest = n.entry.Size, n.entry.Digest
 	}
 	return e
 }

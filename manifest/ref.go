@@ -53,9 +53,10 @@ func (r Ref) by(t time.Time, text string) (Ref, error) {
 	return r, nil
 }
 
-// Of the snapshots of a service the last Kept are kept, the last one of each hour of the
-// last KeptHours, and of each day of the last KeptDays: a service that is followed has
-// ten new ones in a second, and what was deleted by mistake should be in one still.
+// Of the snapshots of a service the last Kept are kept; the last one of each of the
+// newest KeptDays days that have any; and, of the newest two of those days, the last one
+// of each of the newest KeptHours hours: a service that is followed has ten new ones in
+// a second, and what was deleted by mistake should be in one still.
 const (
 	Kept      = 10
 	KeptHours = 24
@@ -63,14 +64,25 @@ const (
 )
 
 // Keep says which snapshots of one service are kept, given when they were made, in
-// nanoseconds since 1970, the latest first. Days are those of local time.
-func Keep(created []int64, now time.Time) []bool {
+// nanoseconds since 1970, the latest first. Days are those of local time. What counts is
+// their order and how they differ, not what the clock says now: one that jumps a year
+// ahead makes no snapshot old.
+func Keep(created []int64) []bool {
 	kept := make([]bool, len(created))
+	var hours, days int // that were met
 	seen := map[string]bool{}
 	for i, ns := range created {
 		made := time.Unix(0, ns)
 		hour, day := made.Format("2006-01-02T15"), made.Format(time.DateOnly)
-		kept[i] = i < Kept || !seen[hour] && now.Sub(made) < KeptHours*time.Hour || !seen[day] && now.Sub(made) < KeptDays*24*time.Hour
+		kept[i] = i < Kept
+		if !seen[day] {
+			days++
+			kept[i] = kept[i] || days <= KeptDays
+		}
+		if !seen[hour] {
+			hours++
+			kept[i] = kept[i] || hours <= KeptHours && days <= 2
+		}
 		seen[hour], seen[day] = true, true
 	}
 	return kept

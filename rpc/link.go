@@ -104,7 +104,7 @@ func (l *link) attempt(ctx context.Context, addr string) (*tls.Conn, *wireConn, 
 	// Where the kernel can't, the deadline of each call remains.
 	_ = setUserTimeout(raw, l.opts.deadline())
 	w := &wireConn{Conn: raw}
-	w.last.Store(time.Now().UnixNano())
+	w.last.Store(int64(time.Since(started)))
 	conn := tls.Client(w, l.tls)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
@@ -153,7 +153,7 @@ func (l *link) silence() time.Duration {
 	if l.conn == nil {
 		return 1<<63 - 1
 	}
-	return time.Since(time.Unix(0, l.conn.last.Load()))
+	return time.Since(started) - time.Duration(l.conn.last.Load())
 }
 
 // drop breaks the connection, so that all calls on it end at once and a new one
@@ -166,16 +166,19 @@ func (l *link) drop() {
 	}
 }
 
+// started is what times are measured from, by a clock that nobody sets.
+var started = time.Now()
+
 // A wireConn knows when bytes last came in.
 type wireConn struct {
 	net.Conn
-	last atomic.Int64 // nanoseconds since 1970
+	last atomic.Int64 // nanoseconds after started
 }
 
 func (c *wireConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
-		c.last.Store(time.Now().UnixNano())
+		c.last.Store(int64(time.Since(started)))
 	}
 	return n, err
 }

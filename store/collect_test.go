@@ -76,7 +76,7 @@ func TestRetainSnapshots(t *testing.T) {
 	}
 	used := func(r SnapshotRef) bool { return r.Service == "web" && r.Sequence == 3 }
 	for range 2 {
-		if err := s.RetainSnapshots(used, now); err != nil {
+		if err := s.RetainSnapshots(used); err != nil {
 			t.Fatal(err)
 		}
 		count := map[string]int{}

@@ -24,6 +24,15 @@
 // identical host file is pinned: hard-linked into blobs where that is
 // possible, else reflinked, else copied.
 //
+// Of a large file that is missing, the chunks that an older version has are
+// taken from there: the file that had the same path in another stored snapshot,
+// whole or in part, at the same place or elsewhere in it. They are verified as
+// all others are, and what turns out wrong is fetched. (Files of up to 1 MiB come
+// whole; a file that was renamed comes whole.)
+//
+// [Reader.ReadAhead] and [Reader.MetaAhead] begin to bring in what will be
+// asked for next, many to a request.
+//
 // # What is guaranteed
 //
 // Nothing unverified is ever returned or gets its name in blobs. A blob

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -29,9 +30,11 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 		p.mu.Lock()
 		kept := mine[:0]
 		var failed error
+		var coming int64 // chunks
 		for _, h := range mine {
 			if !h.over {
 				kept = append(kept, h)
+				coming += h.to - h.from
 			} else if h.waiters--; h.err != nil {
 				failed = h.err
 			}
@@ -45,7 +48,7 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 			next++
 		}
 		i := next
-		for i < int64(len(p.state)) && !p.whole && p.state[i] != chunkMissing && p.state[i] != chunkClaimed {
+		for i < int64(len(p.state)) && !p.whole && (p.state[i] == chunkComing || p.state[i] == chunkVerified) {
 			i++
 		}
 		switch end := int64(len(p.state)); {
@@ -61,7 +64,13 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 				return err
 			}
 			continue
-		case i < end && len(mine) < fillStreams:
+		case i < end && p.state[i] == chunkOlder:
+			p.mu.Unlock()
+			if err := p.borrow(i); err != nil {
+				return err
+			}
+			continue
+		case i < end && len(mine) < fillRequests && coming <= (fillStreams-1)*fillChunks:
 			h := p.send(by, i, min(end, i+fillChunks))
 			if h == nil {
 				p.mu.Unlock()
@@ -86,6 +95,57 @@ func (p *partial) fill(ctx context.Context, by asker) error {
 	}
 }
 
+// sumUp goes on with the digest of the whole, as far as the chunks have no gap,
+// so that a file need not be read again when its last chunk has come. data is
+// chunk i, which has just been verified. Nobody waits for it: who comes while
+// another is at it leaves it to him.
+func (p *partial) sumUp(i int64, data []byte) {
+	if !p.summing.TryLock() {
+		return
+	}
+	defer p.summing.Unlock()
+	if p.sum == nil {
+		p.sum = sha256.New()
+	}
+	if p.summed == i {
+		_, _ = p.sum.Write(data)
+		p.summed++
+	}
+	p.sumOn()
+}
+
+// sumOn sums up what has come meanwhile. The caller holds p.summing.
+func (p *partial) sumOn() {
+	buf := takeBuffer(manifest.ChunkSize)
+	defer giveBuffer(buf)
+	for p.summed < int64(len(p.state)) {
+		p.mu.Lock()
+		there := p.state[p.summed] == chunkVerified
+		p.mu.Unlock()
+		if !there {
+			return
+		}
+		off, n := p.span(p.summed, p.summed+1)
+		if _, err := p.file.ReadAt((*buf)[:n], off); err != nil {
+			return // who sums up the whole meets it again
+		}
+		_, _ = p.sum.Write((*buf)[:n])
+		p.summed++
+	}
+}
+
+// proven reports whether all chunks have been summed up and are what the
+// digest says. If not, one of them was wrong, or is now.
+func (p *partial) proven() bool {
+	p.summing.Lock()
+	defer p.summing.Unlock()
+	if p.sum == nil {
+		return false
+	}
+	p.sumOn()
+	return p.summed == int64(len(p.state)) && manifest.Digest(p.sum.Sum(nil)) == p.c.Digest
+}
+
 // finish makes the blob of a file whose chunks are all verified: it hashes the
 // whole, since a hostile chunk list may not belong to the digest.
 func (p *partial) finish(ctx context.Context) error {
@@ -97,11 +157,15 @@ func (p *partial) finish(ctx context.Context) error {
 	if done || err != nil {
 		return err
 	}
-	v, n, err := statcache.Hash(ctx, p.file, false)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	proven := p.proven()
+	if !proven {
+		v, n, err := statcache.Hash(ctx, p.file, false)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		proven = err == nil && v.Digest == p.c.Digest && n == p.c.Size
 	}
-	if err == nil && v.Digest == p.c.Digest && n == p.c.Size {
+	if proven {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if err := p.s.commit(p.path(), p.c.Digest); err != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"math"
 	"os"
 	"path/filepath"
@@ -25,8 +26,11 @@ const (
 	// fillChunks is the same for filling a file: 2 MiB.
 	fillChunks = 8
 	// fillStreams requests of fillChunks in flight fill a wire of 1 Gbit/s at
-	// 50 ms (6 MiB).
-	fillStreams = 4
+	// 50 ms, which holds 6 MiB, also while the next is on its way to the source.
+	fillStreams = 6
+	// fillRequests is how many requests may be in flight when they are shorter,
+	// since an older version of the file has what is between them.
+	fillRequests = 32
 )
 
 type chunkState uint8
@@ -34,6 +38,7 @@ type chunkState uint8
 const (
 	chunkMissing  chunkState = iota
 	chunkClaimed             // an earlier process wrote it
+	chunkOlder               // an older version of the file seems to have it
 	chunkComing              // a haul is at it
 	chunkVerified            // its bytes are in the file and were right
 )
@@ -41,14 +46,19 @@ const (
 // A partial is a file of which some chunks are in the store. All who read or
 // fill one content share it.
 type partial struct {
-	s    *Store
-	id   manifest.Digest
-	c    manifest.Content
-	list manifest.ChunkList
-	file *os.File // becomes the blob when it is complete
-	refs int      // guarded by s.mu; at 0 it is closed and forgotten
+	s     *Store
+	id    manifest.Digest
+	c     manifest.Content
+	list  manifest.ChunkList
+	file  *os.File // becomes the blob when it is complete
+	refs  int      // guarded by s.mu; at 0 it is closed and forgotten
+	older *older   // nil: there is none
 
 	finishing sync.Mutex // one at a time hashes the whole
+
+	summing sync.Mutex // guards sum and summed; taken before mu
+	sum     hash.Hash  // of the first summed chunks; nil: of none
+	summed  int64
 
 	mu       sync.Mutex
 	marks    *os.File
@@ -82,26 +92,35 @@ type haul struct {
 }
 
 // partial returns the shared partial of c; the caller calls release. list is
-// c's chunk list, verified. It returns nil if the blob stands: the one who
+// c's chunk list, verified; older is closed with the partial, or at once. It returns nil if the blob stands: the one who
 // brought the last chunk may have made it since the caller looked.
-func (s *Store) partial(c manifest.Content, list manifest.ChunkList) (*partial, error) {
+func (s *Store) partial(c manifest.Content, list manifest.ChunkList, older *older) (*partial, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id := partialID(c)
 	if p := s.partials[id]; p != nil {
 		p.refs++
+		older.close()
 		return p, nil
 	}
 	if k, ok := s.blobKey(c.Digest); ok && s.trustedLocked(c.Digest, k) {
+		older.close()
 		return nil, nil
 	}
-	p := &partial{s: s, id: id, c: c, list: list, refs: 1, changed: make(chan struct{})}
+	p := &partial{s: s, id: id, c: c, list: list, older: older, refs: 1, changed: make(chan struct{})}
 	if err := p.open(); err != nil {
 		p.closeFiles()
 		return nil, s.onDisk(err, c.Path, c.Size)
 	}
 	s.partials[id] = p
 	return p, nil
+}
+
+// shared reports whether somebody has the partial of c open.
+func (s *Store) shared(c manifest.Content) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.partials[partialID(c)] != nil
 }
 
 func (p *partial) retain() {
@@ -126,6 +145,7 @@ func (p *partial) closeFiles() {
 	if p.marks != nil {
 		_ = p.marks.Close()
 	}
+	p.older.close()
 }
 
 func (p *partial) path() string      { return p.s.partialPath(p.id) }
@@ -159,6 +179,11 @@ func (p *partial) open() (err error) {
 			_ = os.Remove(p.marksPath())
 			_ = os.Remove(p.path())
 			return err
+		}
+	}
+	for i := range p.state {
+		if p.state[i] == chunkMissing && p.older.has(int64(i)) {
+			p.state[i] = chunkOlder
 		}
 	}
 	return p.file.Truncate(p.c.Size)
@@ -258,6 +283,11 @@ func (p *partial) need(ctx context.Context, by asker, from, to int64) error {
 		case p.state[i] == chunkClaimed:
 			p.mu.Unlock()
 			if err := p.recheck(i); err != nil {
+				return err
+			}
+		case p.state[i] == chunkOlder:
+			p.mu.Unlock()
+			if err := p.borrow(i); err != nil {
 				return err
 			}
 		case p.state[i] == chunkMissing:
@@ -386,6 +416,11 @@ func (p *partial) run(ctx context.Context, h *haul) {
 // end takes a haul off the list.
 func (p *partial) end(h *haul, err error) {
 	h.cancel()
+	if h.by.background && err == nil {
+		off, n := p.span(h.from, h.to)
+		// So that the flush at the end finds little left. It is only a hint.
+		_ = unix.SyncFileRange(int(p.file.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h.over, h.err = true, err
@@ -472,10 +507,18 @@ func (p *partial) accept(i int64, data []byte) error {
 	}
 	p.s.stats.fetchedChunks.add(1)
 	p.s.stats.fetchedBytes.add(int64(len(data)))
+	return p.keep(i, data)
+}
+
+// keep notes that chunk i is in the file and is data.
+func (p *partial) keep(i int64, data []byte) error {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	err := p.mark(i, chunkVerified)
 	p.notify()
+	p.mu.Unlock()
+	p.sumUp(i, data)
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.verified == int64(len(p.state)) && !p.whole {
 		p.retain()
 		if !p.s.flights.spawn(func() { p.conclude(); p.release() }) {

@@ -168,7 +168,20 @@ func (r *Reader) part(ctx context.Context, c manifest.Content) (*partial, error)
 	if err := r.stream.Load().claimed(ctx, c.Digest); err != nil {
 		return nil, err
 	}
-	return r.store.partial(c, list)
+	return r.store.begin(ctx, c, list)
+}
+
+// begin returns the partial of c, as partial does, with what an older version
+// of the file has.
+func (s *Store) begin(ctx context.Context, c manifest.Content, list manifest.ChunkList) (*partial, error) {
+	var before *older
+	if !s.shared(c) {
+		var err error
+		if before, err = s.older(ctx, c, list); err != nil {
+			return nil, err
+		}
+	}
+	return s.partial(c, list, before)
 }
 
 func valid(c manifest.Content) error {

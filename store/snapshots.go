@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -185,7 +184,7 @@ func sortRefs(refs []SnapshotRef) {
 // RetainSnapshots forgets the stored snapshots that are not kept any more (see
 // [manifest.Keep]), but for those of which used says that they are needed. Their
 // content stays until it is collected.
-func (s *Store) RetainSnapshots(used func(SnapshotRef) bool, now time.Time) error {
+func (s *Store) RetainSnapshots(used func(SnapshotRef) bool) error {
 	refs, err := s.Snapshots()
 	if err != nil {
 		return err
@@ -206,7 +205,7 @@ func (s *Store) RetainSnapshots(used func(SnapshotRef) bool, now time.Time) erro
 			}
 			created[i] = snap.Created
 		}
-		for i, keep := range manifest.Keep(created, now) {
+		for i, keep := range manifest.Keep(created) {
 			if keep || used(of[i]) {
 				continue
 			}

@@ -12,6 +12,8 @@ type Stats struct {
 	FetchedBytes  uint64 `json:"fetched_bytes"`   // verified bytes of files that came from sources
 	FetchedFiles  uint64 `json:"fetched_files"`   // files that became whole by fetching
 	FetchedChunks uint64 `json:"fetched_chunks"`  // chunks of large files that came from sources
+	ReusedChunks  uint64 `json:"reused_chunks"`   // chunks of large files that an older version of them had
+	ReusedBytes   uint64 `json:"reused_bytes"`    // their bytes
 	MetaFetched   uint64 `json:"meta_fetched"`    // directory pages and chunk lists that did
 	MetaBytes     uint64 `json:"meta_bytes"`      // their bytes
 	BlobHits      uint64 `json:"blob_hits"`       // times that content was whole in the store when it was asked for
@@ -30,7 +32,7 @@ func (c *counter) add(n int64)  { c.v.Add(uint64(n)) }
 func (c *counter) next() uint64 { return c.v.Add(1) }
 
 type counters struct {
-	fetches, fetchedBytes, fetchedFiles, fetchedChunks, metaFetched, metaBytes, blobHits,
+	fetches, fetchedBytes, fetchedFiles, fetchedChunks, reusedChunks, reusedBytes, metaFetched, metaBytes, blobHits,
 	hostHits, hostBytes, hostHashed, rehashed, dropped, badFromSource, failed counter
 }
 
@@ -39,7 +41,8 @@ func (s *Store) Stats() Stats {
 	c := &s.stats
 	return Stats{
 		Fetches: c.fetches.v.Load(), FetchedBytes: c.fetchedBytes.v.Load(), FetchedFiles: c.fetchedFiles.v.Load(),
-		FetchedChunks: c.fetchedChunks.v.Load(), MetaFetched: c.metaFetched.v.Load(), MetaBytes: c.metaBytes.v.Load(),
+		FetchedChunks: c.fetchedChunks.v.Load(),
+		ReusedChunks:  c.reusedChunks.v.Load(), ReusedBytes: c.reusedBytes.v.Load(), MetaFetched: c.metaFetched.v.Load(), MetaBytes: c.metaBytes.v.Load(),
 		BlobHits: c.blobHits.v.Load(), HostHits: c.hostHits.v.Load(), HostBytes: c.hostBytes.v.Load(), HostHashed: c.hostHashed.v.Load(),
 		Rehashed: c.rehashed.v.Load(), Dropped: c.dropped.v.Load(), BadFromSource: c.badFromSource.v.Load(), Failed: c.failed.v.Load(),
 	}

@@ -58,6 +58,7 @@ type Store struct {
 	flights    flights
 	demand     demand
 	ahead      ahead
+	histories  histories
 	naming     sync.Mutex // held by who makes or removes a name in blobs or meta; taken before mu
 	mu         sync.Mutex
 	partials   map[manifest.Digest]*partial

@@ -254,7 +254,7 @@ func (st *stream) claim(ctx context.Context, by asker, snap *manifest.Snapshot, 
 		if err != nil {
 			continue
 		}
-		pt, err := st.r.store.partial(c, list)
+		pt, err := st.r.store.begin(ctx, c, list)
 		if pt == nil || err != nil {
 			continue
 		}

@@ -48,14 +48,7 @@ type Tally struct {
 func (r *Reader) Tally(ctx context.Context, snap *manifest.Snapshot) (Tally, error) {
 	s := r.store
 	t := Tally{Total: Count{snap.Totals.Files, int64(snap.Totals.Bytes)}}
-	local := func(_ context.Context, digests []manifest.Digest) ([][]byte, error) {
-		out := make([][]byte, len(digests))
-		for i, d := range digests {
-			out[i] = s.readMeta(d)
-		}
-		return out, nil
-	}
-	err := walk(ctx, snap, local, visitor{
+	err := walk(ctx, snap, s.storedMeta, visitor{
 		absent: func(n int) { t.MissingMeta += n },
 		file: func(_ string, e *manifest.Entry) error {
 			c := e.Content("")

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -185,4 +186,108 @@ func TestServicesFollowedDatabase(t *testing.T) {
 	}
 	s.on(s.standby, "srvfs remove mariadb")
 	s.noResidue(s.standby)
+}
+
+// A service whose packages or units change is captured anew: what an upgrade needs, and
+// how it starts now, no change of a file of the snapshot tells.
+func TestFollowCapturesAnew(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/ --include /etc/hostname")
+	_, log, err := s.source.Start(s.ctx, "srvd", "serve", "-v", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.await("it is watched", func() bool { return strings.Contains(s.on(s.source, "srvd status"), "  watched\n") })
+	says := func(text string) bool { return strings.Contains(string(must(os.ReadFile(log))(t)), text) }
+
+	// A unit that can't start is told, and the snapshot stays.
+	s.on(s.source, `mkdir -p /etc/systemd/system/nginx.service.d
+printf '[Service]\nExecStartPre=/bin/false\n' > /etc/systemd/system/nginx.service.d/broken.conf`)
+	s.await("the failure is told", func() bool {
+		return strings.Contains(s.on(s.source, "srvd status"), "packages or units have changed, and capturing it anew failed")
+	})
+	if n := s.sequence("web"); n != 1 {
+		t.Errorf("snapshot %d", n)
+	}
+	// One that can is captured, as it was asked for.
+	s.on(s.source, `rm /etc/systemd/system/nginx.service.d/broken.conf
+printf '[Service]\nEnvironment=GREETING=hello\n' > /etc/systemd/system/nginx.service.d/greeting.conf`)
+	s.await("it is captured anew", func() bool { return s.sequence("web") > 1 && says("captured anew") })
+	s.await("and followed", func() bool { return strings.Contains(s.on(s.source, "srvd status"), "  watched\n") })
+	for _, path := range []string{"/etc/systemd/system/nginx.service.d/greeting.conf", "/etc/hostname"} {
+		s.on(s.source, "srvd why web "+path)
+	}
+
+	// A package that the service comes to need is in the next snapshot, though nothing
+	// tells that but the database.
+	s.on(s.source, `mkdir -p /usr/share/more /var/lib/dpkg/info; echo more > /usr/share/more/file
+sed -i '/^Package: nginx$/,/^$/ s/^Depends: /Depends: more, /' /var/lib/dpkg/status
+printf 'Package: more\nStatus: install ok installed\nVersion: 1\nArchitecture: all\nMaintainer: x <x@example.org>\nDescription: more\n\n' >> /var/lib/dpkg/status
+printf '/.\n/usr\n/usr/share\n/usr/share/more\n/usr/share/more/file\n' > /var/lib/dpkg/info/more.list`)
+	s.await("it is captured anew", func() bool {
+		out, err := s.source.Shell(s.ctx, "srvd why web /usr/share/more/file")
+		return err == nil && strings.Contains(out, "package")
+	})
+	// By hand, with the name alone.
+	before := s.sequence("web")
+	s.on(s.source, "srvd capture web -q && srvd why web /etc/hostname")
+	if n := s.sequence("web"); n <= before {
+		t.Errorf("snapshot %d after a capture by hand, %d before", n, before)
+	}
+	s.fails(s.source, 2, "with none, and no other flag", "srvd capture web --probe http://127.0.0.1/")
+	s.fails(s.source, 3, "there are web", "srvd capture -v nobody")
+}
+
+// What a change moves to a standby that follows is what has changed: a name among many,
+// a page of a large file. SRVFS_NAMES and SRVFS_MB make it larger than it is every day.
+func TestFollowMovesLittle(t *testing.T) {
+	names, megabytes := setting(t, "SRVFS_NAMES", 20_000), setting(t, "SRVFS_MB", 48)
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, fmt.Sprintf("mkdir /var/www/html/many && cd /var/www/html/many && seq -f 'a name of the usual length %%.0f' %d | xargs -d '\\n' touch; head -c %dM /dev/urandom > ../large", names, megabytes))
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/ --include /var/www/html")
+	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/web")
+	here := func(least uint64) {
+		t.Helper()
+		s.await("it is here", func() bool {
+			st := s.status("web")
+			return st.Sequence >= least && st.Sequence == s.sequence("web") && st.Content.Detached && st.Reason == ""
+		})
+	}
+	here(1)
+	s.on(s.source, "echo x > /var/www/html/index.html") // what the first change brings beside
+	here(2)
+	for _, c := range []struct {
+		what, line string
+		most       int64
+	}{
+		{"one name more", "touch '/var/www/html/many/a name more'", 64 << 10},
+		{"one name less", "rm '/var/www/html/many/a name of the usual length 7000'", 64 << 10},
+		{"one page of a large file", "printf changed | dd of=/var/www/html/large bs=4096 seek=5000 conv=notrunc status=none", 256<<10 + int64(megabytes)*4*32 + 64<<10},
+	} {
+		before, at := must(s.standby.Received())(t), s.sequence("web")
+		s.on(s.source, c.line)
+		here(at + 1)
+		moved := must(s.standby.Received())(t) - before
+		t.Logf("%s: %d bytes", c.what, moved)
+		if moved > c.most {
+			t.Errorf("%s moves %d bytes, want at most %d", c.what, moved, c.most)
+		}
+	}
+	want := s.on(s.source, "sha256sum < /var/www/html/large")
+	s.lose()
+	if got := s.on(s.standby, "mkdir -p /mnt/v; srvfs mount "+s.source.Addr+"/web /mnt/v; sha256sum < /mnt/v/var/www/html/large; srvfs umount /mnt/v"); !strings.Contains(got, want) {
+		t.Errorf("the large file is %s, want %s", got, want)
+	}
+}
+
+// setting is a number from the environment.
+func setting(t *testing.T, name string, usual int) int {
+	t.Helper()
+	if v := os.Getenv(name); v != "" {
+		return must(strconv.Atoi(v))(t)
+	}
+	return usual
 }

@@ -41,6 +41,7 @@ type Event struct {
 	Below bool
 
 	targets []string // what had the name: fsid and handle of each file
+	left    bool     // one of them has lost it
 }
 
 // An Inode is a file, whatever its names are.
@@ -115,23 +116,73 @@ func (w *Watcher) Close() error {
 	return w.file.Close()
 }
 
-// Next waits until something has changed and returns what is reported by then, each
-// path once, in the order of the first report of each. The error is ErrLost, that of
-// ctx, or of the kernel.
-func (w *Watcher) Next(ctx context.Context) ([]Event, error) {
+// Wait waits until something has changed. The error is that of ctx, or of the kernel.
+func (w *Watcher) Wait(ctx context.Context) error {
+	conn, err := w.file.SyscallConn()
+	if err != nil {
+		return err
+	}
 	if err := w.file.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
+		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.file.SetReadDeadline(time.Now()) })
 	defer stop()
-	n, err := w.file.Read(w.buf)
-	if ctx.Err() != nil && (err != nil || n == 0) {
-		return nil, context.Cause(ctx)
+	err = conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && err != unix.EINTR // then reading fails too
+	})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("watch for changes: %w", err)
+		return fmt.Errorf("watch for changes: %w", err)
 	}
-	return w.events(w.buf[:n])
+	return nil
+}
+
+// Next waits until something has changed and returns what is reported by then, each
+// path once, in the order of the first report of each. What happens to a file before it
+// is called is one report: who waits a little after Wait has fewer. The error is ErrLost, that of
+// ctx, or of the kernel.
+func (w *Watcher) Next(ctx context.Context) ([]Event, error) {
+	if err := w.Wait(ctx); err != nil {
+		return nil, err
+	}
+	conn, err := w.file.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	got := gathered{at: map[string]int{}}
+	for {
+		n := 0
+		var failed error
+		err := conn.Read(func(fd uintptr) bool {
+			n, failed = unix.Read(int(fd), w.buf)
+			return true
+		})
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("watch for changes: %w", err)
+		case errors.Is(failed, unix.EINTR):
+			continue
+		case errors.Is(failed, unix.EAGAIN):
+			return got.events, nil
+		case failed != nil:
+			return nil, fmt.Errorf("watch for changes: %w", os.NewSyscallError("read", failed))
+		}
+		if err := w.gather(w.buf[:n], &got); err != nil {
+			return nil, err
+		}
+		if n < len(w.buf)/2 {
+			return got.events, nil // that was all
+		}
+	}
+}
+
+// gathered are events, and where the one of each path is.
+type gathered struct {
+	events []Event
+	at     map[string]int
 }
 
 // The sizes of struct fanotify_event_metadata, and of the head of an information record.
@@ -141,20 +192,19 @@ const (
 	handleHead   = 8 // of struct file_handle
 )
 
-// events takes what the kernel wrote apart.
-func (w *Watcher) events(b []byte) (all []Event, err error) {
-	seen := map[string]int{}
+// gather takes what the kernel wrote apart.
+func (w *Watcher) gather(b []byte, got *gathered) error {
 	for len(b) >= metadataSize {
 		size := int(binary.NativeEndian.Uint32(b))
 		head := int(binary.NativeEndian.Uint16(b[6:]))
 		bits := binary.NativeEndian.Uint64(b[8:])
 		if size < metadataSize || size > len(b) || head < metadataSize || head > size {
-			return nil, fmt.Errorf("watch for changes: an event of %d bytes: %w", size, unix.EPROTO)
+			return fmt.Errorf("watch for changes: an event of %d bytes: %w", size, unix.EPROTO)
 		}
 		record := b[head:size]
 		b = b[size:]
 		if bits&unix.FAN_Q_OVERFLOW != 0 {
-			return nil, ErrLost
+			return ErrLost
 		}
 		folder := bits&unix.FAN_ONDIR != 0
 		if folder && bits&(unix.FAN_MOVED_FROM|unix.FAN_DELETE) != 0 {
@@ -165,7 +215,7 @@ func (w *Watcher) events(b []byte) (all []Event, err error) {
 		for len(record) >= infoHead {
 			kind, n := record[0], int(binary.NativeEndian.Uint16(record[2:]))
 			if n < infoHead || n > len(record) {
-				return nil, fmt.Errorf("watch for changes: a record of %d bytes: %w", n, unix.EPROTO)
+				return fmt.Errorf("watch for changes: a record of %d bytes: %w", n, unix.EPROTO)
 			}
 			switch kind {
 			case unix.FAN_EVENT_INFO_TYPE_FID:
@@ -174,25 +224,28 @@ func (w *Watcher) events(b []byte) (all []Event, err error) {
 				}
 			case unix.FAN_EVENT_INFO_TYPE_DFID_NAME, unix.FAN_EVENT_INFO_TYPE_DFID:
 				for _, p := range w.locate(record[infoHead:n]) {
-					i, ok := seen[p]
+					i, ok := got.at[p]
 					if !ok {
-						i = len(all)
-						seen[p] = i
-						all = append(all, Event{Path: p})
+						i = len(got.events)
+						got.at[p] = i
+						got.events = append(got.events, Event{Path: p})
 					}
 					at = append(at, i)
-					all[i].Below = all[i].Below || folder && bits&(unix.FAN_CREATE|unix.FAN_MOVED_TO) != 0
+					e := &got.events[i]
+					e.Below = e.Below || folder && bits&(unix.FAN_CREATE|unix.FAN_MOVED_TO) != 0
 				}
 			}
 			record = record[n:]
 		}
 		for _, i := range at {
-			if e := &all[i]; target != "" && !folder && !slices.Contains(e.targets, target) {
+			e := &got.events[i]
+			e.left = e.left || bits&(unix.FAN_DELETE|unix.FAN_MOVED_FROM) != 0
+			if target != "" && !folder && !slices.Contains(e.targets, target) {
 				e.targets = append(e.targets, target)
 			}
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // Inodes returns the files that have had the event's name meanwhile and still exist, if
@@ -200,6 +253,9 @@ func (w *Watcher) events(b []byte) (all []Event, err error) {
 // this name shows under another that it has.
 func (w *Watcher) Inodes(e Event) (all []Inode) {
 	if len(e.targets) == 1 {
+		if !e.left {
+			return nil // when it does, that is reported
+		}
 		for _, m := range w.mounts {
 			if rest, ok := strings.CutPrefix(e.Path, strings.TrimSuffix(m.Path, "/")); ok && m.fsid == [8]byte([]byte(e.targets[0])) {
 				var st unix.Stat_t

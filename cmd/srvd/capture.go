@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"srvfs/capture"
 	"srvfs/capture/unit"
@@ -17,7 +18,7 @@ func (p *program) captureCmd() *cobra.Command {
 	var command, scratch string
 	var quiet bool
 	c := &cobra.Command{
-		Use:   "capture NAME (--unit UNIT | --init SCRIPT | --exec 'CMD ...' | --pid PID) [flags]",
+		Use:   "capture NAME [(--unit UNIT | --init SCRIPT | --exec 'CMD ...' | --pid PID) [flags]]",
 		Short: "make a snapshot of a service, and prove that it works",
 		Long: `Capture finds out what a service needs, and makes a snapshot of it named NAME.
 
@@ -34,13 +35,14 @@ standby that the service has started, and later watch its health:
   smtp://HOST[:PORT]/?to=ADDRESS            exec:COMMAND (exit status 0)
 Give one for each thing that the service must be able to do: what no probe
 exercises, no trace sees. Repeat the capture after a change: unchanged files
-are not read again.
+are not read again. With the name alone, all is as it was asked for the last time.
 
 ` + cli.Codes,
 		Example: `  srvd capture web --unit nginx --probe http://127.0.0.1/
   srvd capture dns --unit named --probe 'dns://127.0.0.1/example.org?type=A'
   srvd capture app --exec '/opt/app/bin/app --port 8080' --include /opt/app --probe http://127.0.0.1:8080/health
   srvd capture app --pid $(pidof app) --probe http://127.0.0.1:8080/health
+  srvd capture app                         # once more, as before
   srvd capture old --init /etc/init.d/thttpd --root /mnt/dead-disk --probe http://127.0.0.1/`,
 		Args: cli.Args(1, 1, "a name for the service"),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -53,8 +55,21 @@ are not read again.
 					ways++
 				}
 			}
-			if ways != 1 {
-				return cli.UsageError(c, "say how the service starts: one of --unit, --init, --exec and --pid")
+			again := ways == 0
+			c.Flags().Visit(func(f *pflag.Flag) {
+				again = again && (f.Name == "quiet" || c.InheritedFlags().Lookup(f.Name) != nil)
+			})
+			if ways != 1 && !again {
+				return cli.UsageError(c, "say how the service starts: one of --unit, --init, --exec and --pid; with none, and no other flag, it is captured as it was before")
+			}
+			if again {
+				lib, err := capture.OpenLibrary(p.state)
+				if err == nil {
+					o, err = lib.Again(args[0])
+				}
+				if err != nil {
+					return err
+				}
 			}
 			if o.Thaw != "" && o.Freeze == "" || o.NoFreeze && o.Freeze != "" {
 				return cli.UsageError(c, "--thaw goes with --freeze, and neither with --no-freeze")

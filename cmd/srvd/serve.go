@@ -33,7 +33,8 @@ With --follow, a new snapshot is published whenever files of a service have chan
 those that it has, and those that come into folders that were captured as a whole.
 What changes all the time is published at most every 30 seconds. Databases, and other
 data that must be of one moment, are copied as a whole; those that were captured with
---freeze stay what they were until the next capture.
+--freeze stay what they were until the next capture. When packages or units of a service
+have changed, it is captured anew as it was asked for.
 
 ` + cli.Codes,
 		Example: "  srvd serve\n  srvd serve --listen 192.0.2.10:7077\n  srvd serve --follow",
@@ -83,7 +84,7 @@ data that must be of one moment, are copied as a whole; those that were captured
 			})
 			if follow {
 				work.Go(func() {
-					if err := lib.Follow(ctx, log, t.follow); err != nil {
+					if err := lib.Follow(ctx, live, log, t.follow); err != nil {
 						log.Error("changes are not followed", "error", err)
 					}
 				})

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
@@ -192,6 +193,9 @@ func describe(s *capture.FollowState) string {
 	switch {
 	case s == nil:
 		return "no"
+	case s.Watched && s.Outdated != "":
+		why, _, _ := strings.Cut(s.Outdated, "\n")
+		return "watched; but packages or units have changed, and capturing it anew failed: " + why
 	case s.Watched && s.Data == "":
 		return "watched"
 	case s.Watched:

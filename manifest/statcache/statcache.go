@@ -67,6 +67,8 @@ type Cache struct {
 	table table
 	file  *os.File
 	stale int // records in the file that count no more, as far as we know
+	idle  bool
+	users int // of one that is idle otherwise
 }
 
 // Open loads the cache from the file at path, which is made if it is missing.
@@ -84,6 +86,43 @@ func Open(path string) (*Cache, error) {
 		}
 	}
 	return c, nil
+}
+
+// OpenIdle opens the cache without loading it: as long as nobody uses it, it takes no
+// memory, Get knows nothing, and Put adds to the file alone.
+func OpenIdle(path string) (*Cache, error) {
+	c := &Cache{path: path, idle: true}
+	if err := c.reopen(false); err != nil {
+		return nil, fmt.Errorf("statcache: %w", err)
+	}
+	return c, nil
+}
+
+// Use loads a cache that is idle, until done is called. A million records take 150 MB,
+// and a tenth of a second.
+func (c *Cache) Use() (done func(), err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.idle {
+		return func() {}, nil
+	}
+	if c.users == 0 {
+		if err = c.reopen(true); err == nil && c.mostlyStale() {
+			err = c.compact()
+		}
+		if err != nil {
+			c.table, c.stale = table{}, 0
+			return nil, fmt.Errorf("statcache: %w", err)
+		}
+	}
+	c.users++
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.users--; c.users == 0 {
+			c.table, c.stale = table{}, 0
+		}
+	}, nil
 }
 
 // Close releases the file. Get goes on answering, Put fails.
@@ -161,13 +200,16 @@ func (c *Cache) PutAllTrusted(all map[Key]Value) error {
 
 // put enters the value into the table, and appends what the file lacks to b.
 func (c *Cache) put(b []byte, k Key, v Value) []byte {
+	r := encodeRecord(k, v)
+	if c.idle && c.users == 0 {
+		return append(b, r[:]...)
+	}
 	if old, ok := c.table.get(k); ok && old == v {
 		return b
 	}
-	if c.table.put(k, v) {
+	if c.table.set(r[:]) {
 		c.stale++
 	}
-	r := encodeRecord(k, v)
 	return append(b, r[:]...)
 }
 
@@ -188,6 +230,11 @@ func (c *Cache) write(records []byte) error {
 // Compact rewrites the file with the records that count. It happens by itself
 // when most of the file does not count any more.
 func (c *Cache) Compact() error {
+	done, err := c.Use()
+	if err != nil {
+		return err
+	}
+	defer done()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.compact()

@@ -123,12 +123,10 @@ func (t *table) set(r []byte) (replaced bool) {
 	return false
 }
 
-func (t *table) put(k Key, v Value) (replaced bool) {
-	r := encodeRecord(k, v)
-	return t.set(r[:])
-}
-
 func (t *table) get(k Key) (Value, bool) {
+	if t.n == 0 {
+		return Value{}, false
+	}
 	var probe [16]byte
 	binary.LittleEndian.PutUint64(probe[:], k.Dev)
 	binary.LittleEndian.PutUint64(probe[8:], k.Ino)

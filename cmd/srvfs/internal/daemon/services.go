@@ -470,7 +470,7 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 			return 0, err
 		}
 	}
-	err = d.store.RetainSnapshots(func(r store.SnapshotRef) bool { return used[number{r.Source, r.Service, r.Sequence}] }, time.Now())
+	err = d.store.RetainSnapshots(func(r store.SnapshotRef) bool { return used[number{r.Source, r.Service, r.Sequence}] })
 	if err != nil {
 		return 0, err
 	}
