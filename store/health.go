@@ -75,9 +75,13 @@ func (h *Health) Connected() {
 // Lost says that the source can't be reached. Until Connected it is asked when there
 // is no other one, and from time to time.
 func (h *Health) Lost(reason error) {
-	h.demand.lost(reason)
-	h.bulk.lost(reason)
+	h.demand.away(reason, restMost)
+	h.bulk.away(reason, restMost)
 }
+
+// Failed says that the source did not answer something else than a request for content:
+// for a moment others are asked first.
+func (h *Health) Failed(reason error) { h.demand.away(reason, restFor) }
 
 func (h *Health) blame(what string) {
 	h.mu.Lock()
@@ -164,13 +168,18 @@ func (o *rest) worked() {
 	o.failures, o.reason, o.least, o.until = 0, nil, time.Time{}, time.Time{}
 }
 
-func (o *rest) lost(reason error) {
+// away has others asked first for a while.
+func (o *rest) away(reason error, while time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	now := time.Now()
 	if o.failures == 0 {
-		o.failures, o.since = 1, time.Now()
+		o.failures, o.since = 1, now
 	}
-	o.reason, o.until = reason, time.Now().Add(restMost)
+	o.reason = reason
+	if until := now.Add(while); until.After(o.until) {
+		o.until = until
+	}
 }
 
 // rest returns the state of the way that is asked.
