@@ -202,6 +202,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 		o := &order[n]
 		began := time.Now()
 		errs := map[int]error{}
+		some := false // of them it has sent
 		resting := o.rest(background).resting()
 		if err := resting; err != nil {
 			for _, i := range left {
@@ -225,7 +226,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if err != nil {
 				return nil, err
 			}
-			if len(errs) < len(left) {
+			if some = len(errs) < len(left); some {
 				o.rest(background).answered(nil)
 			}
 		}
@@ -234,7 +235,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if err == nil {
 				continue
 			}
-			if resting == nil {
+			if resting == nil && (!some || !about(err)) {
 				o.rest(background).answered(err)
 			}
 			r.blame(o, want[i].what, want[i].Digest, err)

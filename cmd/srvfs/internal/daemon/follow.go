@@ -16,6 +16,7 @@ import (
 
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/manifest"
+	"srvfs/rpc"
 	"srvfs/store"
 )
 
@@ -247,22 +248,10 @@ func await(ctx context.Context, d time.Duration) {
 // next waits until the source has another snapshot than the one of the digest have, and
 // brings that here. It returns its digest, or have if there is none yet.
 func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (manifest.Digest, error) {
-	w, _, err := d.find(ctx, f.Source)
+	info, err := d.awaitNewest(ctx, f, have)
 	if err != nil {
 		return have, err
 	}
-	info, err := w.demand.Await(ctx, f.Service, have)
-	if err != nil {
-		return have, err
-	}
-	d.mu.Lock()
-	f.state.Newest, f.state.Made, f.state.Heard = info.Sequence, info.Created, time.Now()
-	if info.Digest == have {
-		f.state.Reason = ""
-	} else if f.state.Behind.IsZero() {
-		f.state.Behind = time.Now()
-	}
-	d.mu.Unlock()
 	if info.Digest == have {
 		return have, nil
 	}
@@ -272,7 +261,7 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, err
 	}
 	defer o.cancel()
-	if o.offline != nil {
+	if o.offline != nil && o.from == "" {
 		return have, o.offline
 	}
 	digest, err := o.snapshot.Digest()
@@ -300,6 +289,36 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 	d.mu.Unlock()
 	d.Log.Debug("followed", "source", f.Source, "service", f.Service, "snapshot", o.snapshot.Sequence, "took", time.Since(start), "behind", time.Since(time.Unix(0, o.snapshot.Created)))
 	return digest, nil
+}
+
+// awaitNewest waits until the source has another snapshot than the one of the digest have;
+// or, if it does not answer, for what other standbys have heard of it since.
+func (d *daemon) awaitNewest(ctx context.Context, f *follow, have manifest.Digest) (info rpc.ServiceInfo, err error) {
+	w, _, err := d.find(ctx, f.Source)
+	if err == nil {
+		info, err = w.demand.Await(ctx, f.Service, have)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		for _, w := range d.clients {
+			if v := w.offer(f.Key, f.Service); v != nil && v.Sequence > f.state.Sequence {
+				f.state.Newest, f.state.Made = v.Sequence, v.Created
+				if f.state.Behind.IsZero() {
+					f.state.Behind = time.Now()
+				}
+				return *v, nil
+			}
+		}
+		return info, err
+	}
+	f.state.Newest, f.state.Made, f.state.Heard = info.Sequence, info.Created, time.Now()
+	if info.Digest == have {
+		f.state.Reason = ""
+	} else if f.state.Behind.IsZero() {
+		f.state.Behind = time.Now()
+	}
+	return info, nil
 }
 
 // complete returns the newest stored snapshot of a followed service of which all content
