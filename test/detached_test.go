@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -62,6 +63,19 @@ func TestDetached(t *testing.T) {
 	if s.runs(s.standby, "nginx") {
 		t.Error("nginx runs after a stop")
 	}
+	// Killed in the middle of a start, it is begun anew, or goes on if it was ready.
+	for _, step := range []string{"snapshot", "tree", "root", "unit ", "probes"} {
+		_, log, err := s.standby.Start(s.ctx, "srvfs", "run", "web", "--no-fuse")
+		s.check(err)
+		s.await("the step "+step, func() bool { return strings.Contains("\n"+string(must(os.ReadFile(log))(t)), "\n"+step) })
+		s.endProcess(s.standby, "srvfs", "KILL")
+		s.on(s.standby, "srvfs --deadline 1s run web --no-fuse || srvfs status web | grep '^service .*running'")
+		s.served("after a kill at " + step)
+		s.on(s.standby, "srvfs stop web")
+		if s.runs(s.standby, "nginx") {
+			t.Errorf("killed at %s: nginx runs after a stop", step)
+		}
+	}
 	// It stands on the same snapshot with a view and without.
 	s.on(s.standby, "srvfs run web")
 	s.served("with a view")
@@ -110,4 +124,35 @@ func (s *site) mountsOf(pid int) string {
 func (s *site) digest(path string) string {
 	s.Helper()
 	return strings.Fields(s.on(s.standby, "sha256sum /srv/plain"+path))[0]
+}
+
+// A mail server and a database, which write, do their job without FUSE, and go on when the
+// daemon is killed.
+func TestServicesWithoutFuse(t *testing.T) {
+	for _, name := range []string{"postfix", "mariadb"} {
+		t.Run(name, func(t *testing.T) {
+			j := jobNamed(name)
+			s := bareSite(t, world.ServiceRoot(name), world.StandbyRoot)
+			s.service = name
+			if j.prepare != nil {
+				j.prepare(s)
+			}
+			s.on(s.source, j.setup)
+			s.on(s.source, "srvd capture "+name+" -q "+j.capture)
+			s.serve()
+			s.paired()
+			of := s.source.Addr + "/" + name
+			s.on(s.standby, "srvfs prefetch "+of)
+			s.check(s.source.Crash(s.ctx))
+			s.on(s.standby, "srvfs run "+of+" --no-fuse")
+			s.transaction(j, "without FUSE")
+			s.endProcess(s.standby, "srvfs", "KILL")
+			s.on(s.standby, "srvfs --deadline 1s status")
+			s.transaction(j, "with the daemon killed")
+			s.on(s.standby, "srvfs stop "+name+" && srvfs run "+name)
+			s.transaction(j, "with a view, over what was written without")
+			s.on(s.standby, "srvfs remove "+name)
+			s.noResidue(s.standby)
+		})
+	}
 }

@@ -236,6 +236,12 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		}
 		kept <- err
 	})
+	if c.NoFuse { // it may outlive us from its start on: whoever comes next must know of it
+		err := <-kept
+		if kept <- err; err != nil {
+			return nil, err
+		}
+	}
 	defer func() {
 		if err != nil && known == nil { // it never ran here: nothing is left of the attempt
 			err = errors.Join(err, d.discard(context.WithoutCancel(ctx), c.Name))
