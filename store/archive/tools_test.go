@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/crypto/bcrypt"
 
 	"srvfs/manifest"
 	"srvfs/manifest/origintest"
@@ -211,20 +213,35 @@ func TestRegistry(t *testing.T) {
 
 // A registry that wants a login is named, with what to do.
 func TestRegistryLogin(t *testing.T) {
-	const entry = "user:$2y$05$Z8LxwfPsDM31TZj2bnjwAeXJDsCGrkJSMtRPTXC1FcGvVpYlKPoSq\n"
-	addr, _ := registryServer(t, entry)
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	must(t, err)
+	addr, _ := registryServer(t, "user:"+string(hash)+"\n")
 	to := "docker://" + addr + "/web:v1"
 	home := t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("DOCKER_CONFIG", home)
 	t.Setenv("XDG_RUNTIME_DIR", home)
-	_, err := Open(t.Context(), to, OpenOptions{})
+	_, err = Open(t.Context(), to, OpenOptions{})
 	if !errors.Is(err, manifest.ErrDenied) || !strings.Contains(err.Error(), "podman login "+addr) {
 		t.Errorf("open: %v", err)
 	}
 	s, src := scan(t, contentsDir(t), 1)
 	if _, err = Write(t.Context(), to, s, src, Options{}); !errors.Is(err, manifest.ErrDenied) {
 		t.Errorf("export: %v", err)
+	}
+	login := func(password string) {
+		auth := base64.StdEncoding.EncodeToString([]byte("user:" + password))
+		write(t, filepath.Join(home, "config.json"), fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, addr, auth))
+	}
+	login("wrong")
+	if _, err = Write(t.Context(), to, s, src, Options{}); !errors.Is(err, manifest.ErrDenied) {
+		t.Errorf("export with a wrong password: %v", err)
+	}
+	login("secret")
+	_, err = Write(t.Context(), to, s, src, Options{})
+	must(t, err)
+	if checkout(t, open(t, to, OpenOptions{}), manifest.Ref{}) != s.Root.Digest {
+		t.Error("another tree")
 	}
 }
 
