@@ -172,6 +172,24 @@ func TestSkopeo(t *testing.T) {
 	}
 }
 
+// An image that somebody put beside ours stays there.
+func TestNeighbour(t *testing.T) {
+	base, dir := t.TempDir(), everything(t)
+	dest, other := filepath.Join(base, "layout"), filepath.Join(base, "other")
+	exportDir(t, other, contentsDir(t), 1, Options{})
+	exportDir(t, dest, dir, 1, Options{})
+	run(t, "skopeo", "copy", "oci:"+other+":latest", "oci:"+dest+":theirs")
+	edit(t, dir)
+	exportDir(t, dest, dir, 2, Options{})
+	run(t, "skopeo", "copy", "oci:"+dest+":theirs", "oci:"+filepath.Join(base, "copied")+":it")
+	s, src := scan(t, dir, 3)
+	if _, err := Write(t.Context(), dest, s, src, Options{Compact: true}); !errors.Is(err, manifest.ErrInvalid) || !strings.Contains(err.Error(), "theirs") {
+		t.Errorf("compact: %v", err)
+	}
+	run(t, "skopeo", "inspect", "oci:"+dest+":theirs")
+	checkout(t, open(t, dest, OpenOptions{}), manifest.Ref{Sequence: 1})
+}
+
 // A registry is a place for an archive like any other.
 func TestRegistry(t *testing.T) {
 	addr, _ := registryServer(t, "")
