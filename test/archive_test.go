@@ -217,7 +217,15 @@ func TestArchive(t *testing.T) {
 	if got := s.on(s.standby, "cd /backup && srvfs export "+s.source.Addr+"/web -o web.tar"); !strings.Contains(got, "nothing was written") {
 		t.Errorf("again: %s", got)
 	}
-	s.tool("skopeo", "copy", "--dest-tls-verify=false", "oci-archive:"+filepath.Join(s.standby.Root, "backup/web.tar")+":latest", "docker://"+addr+"/copied:v1")
+	// What a tool has copied from the file is mounted and run by a standby that has nothing.
+	for tag, to := range map[string]string{":latest": ":v1", ":latest-snapshot": ":v1-snapshot"} {
+		s.tool("skopeo", "copy", "--dest-tls-verify=false", "oci-archive:"+filepath.Join(s.standby.Root, "backup/web.tar")+tag, "docker://"+addr+"/copied"+to)
+	}
+	s.on(s.standby, "srvfs --state /var/lib/other --host-root '' run docker://127.0.0.1:5000/copied:v1")
+	if got := s.get(s.standby, "/"); got != page {
+		t.Errorf("run from the registry: %q", got)
+	}
+	s.on(s.standby, "srvfs --state /var/lib/other --host-root '' remove web")
 	stop()
 
 	// What can't be done is said.

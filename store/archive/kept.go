@@ -1,10 +1,25 @@
 package archive
 
 import (
+	"cmp"
 	"context"
 
 	"srvfs/manifest"
 )
+
+// foreign returns the name of an image in a layout that is not of this package, or "".
+func (a *Archive) foreign(ctx context.Context) (string, error) {
+	c, err := a.shelf.top(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range c.all {
+		if d.Annotations[noteService] == "" {
+			return cmp.Or(d.Annotations[noteName], d.Digest.String()), nil
+		}
+	}
+	return "", nil
+}
 
 // kept returns the lines of a layout's index.json that stay when an export is added, and
 // the blobs that they lead to.

@@ -3,6 +3,7 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"filippo.io/age"
+	"golang.org/x/crypto/bcrypt"
 
 	"srvfs/manifest"
 	"srvfs/manifest/origintest"
@@ -170,6 +172,24 @@ func TestSkopeo(t *testing.T) {
 	}
 }
 
+// An image that somebody put beside ours stays there.
+func TestNeighbour(t *testing.T) {
+	base, dir := t.TempDir(), everything(t)
+	dest, other := filepath.Join(base, "layout"), filepath.Join(base, "other")
+	exportDir(t, other, contentsDir(t), 1, Options{})
+	exportDir(t, dest, dir, 1, Options{})
+	run(t, "skopeo", "copy", "oci:"+other+":latest", "oci:"+dest+":theirs")
+	edit(t, dir)
+	exportDir(t, dest, dir, 2, Options{})
+	run(t, "skopeo", "copy", "oci:"+dest+":theirs", "oci:"+filepath.Join(base, "copied")+":it")
+	s, src := scan(t, dir, 3)
+	if _, err := Write(t.Context(), dest, s, src, Options{Compact: true}); !errors.Is(err, manifest.ErrInvalid) || !strings.Contains(err.Error(), "theirs") {
+		t.Errorf("compact: %v", err)
+	}
+	run(t, "skopeo", "inspect", "oci:"+dest+":theirs")
+	checkout(t, open(t, dest, OpenOptions{}), manifest.Ref{Sequence: 1})
+}
+
 // A registry is a place for an archive like any other.
 func TestRegistry(t *testing.T) {
 	addr, _ := registryServer(t, "")
@@ -211,20 +231,35 @@ func TestRegistry(t *testing.T) {
 
 // A registry that wants a login is named, with what to do.
 func TestRegistryLogin(t *testing.T) {
-	const entry = "user:$2y$05$Z8LxwfPsDM31TZj2bnjwAeXJDsCGrkJSMtRPTXC1FcGvVpYlKPoSq\n"
-	addr, _ := registryServer(t, entry)
+	hash, err := bcrypt.GenerateFromPassword([]byte("secret"), bcrypt.MinCost)
+	must(t, err)
+	addr, _ := registryServer(t, "user:"+string(hash)+"\n")
 	to := "docker://" + addr + "/web:v1"
 	home := t.TempDir()
 	t.Setenv("HOME", home)
 	t.Setenv("DOCKER_CONFIG", home)
 	t.Setenv("XDG_RUNTIME_DIR", home)
-	_, err := Open(t.Context(), to, OpenOptions{})
+	_, err = Open(t.Context(), to, OpenOptions{})
 	if !errors.Is(err, manifest.ErrDenied) || !strings.Contains(err.Error(), "podman login "+addr) {
 		t.Errorf("open: %v", err)
 	}
 	s, src := scan(t, contentsDir(t), 1)
 	if _, err = Write(t.Context(), to, s, src, Options{}); !errors.Is(err, manifest.ErrDenied) {
 		t.Errorf("export: %v", err)
+	}
+	login := func(password string) {
+		auth := base64.StdEncoding.EncodeToString([]byte("user:" + password))
+		write(t, filepath.Join(home, "config.json"), fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, addr, auth))
+	}
+	login("wrong")
+	if _, err = Write(t.Context(), to, s, src, Options{}); !errors.Is(err, manifest.ErrDenied) {
+		t.Errorf("export with a wrong password: %v", err)
+	}
+	login("secret")
+	_, err = Write(t.Context(), to, s, src, Options{})
+	must(t, err)
+	if checkout(t, open(t, to, OpenOptions{}), manifest.Ref{}) != s.Root.Digest {
+		t.Error("another tree")
 	}
 }
 

@@ -157,6 +157,10 @@ func (e *export) run(ctx context.Context) (*Written, error) {
 		}
 		if !e.options.Compact {
 			e.base = base
+		} else if other, err := e.old.foreign(ctx); err != nil {
+			return nil, err
+		} else if other != "" {
+			return nil, fmt.Errorf("the image %s is there too, which is not of srvfs, and would go: choose another place for a compact archive: %w", other, manifest.ErrInvalid)
 		}
 	}
 	layer, diff, places, err := e.layer(ctx, w)
