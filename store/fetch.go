@@ -103,6 +103,7 @@ func (r *Reader) attempt(ctx context.Context, o *Source, j *job, patience time.D
 		if err := j.accept(j.off, data); err != nil {
 			return err
 		}
+		r.got(o, len(data))
 		j.off += int64(len(data))
 		j.n -= int64(len(data))
 		*deadline = time.Now().Add(r.store.deadline)
@@ -212,7 +213,13 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if _, ok := o.way(background).(Listener); background && !ok {
 				silence = r.store.deadline // one answer may be a MiB, and the wire slow
 			}
-			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, accept})
+			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, func(i int, data []byte) error {
+				err := accept(i, data)
+				if err == nil {
+					r.got(o, len(data))
+				}
+				return err
+			}})
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
