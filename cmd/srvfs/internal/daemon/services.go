@@ -94,6 +94,9 @@ func (d *daemon) choose(ctx context.Context, c control.Call, known *serviceRecor
 	if known == nil {
 		return d.open(ctx, c.Snapshot)
 	}
+	if c.Archive == nil {
+		c.Archive = known.Archive
+	}
 	if c.Update || !c.Newest() && c.Sequence != known.Sequence {
 		o, err := d.open(ctx, c.Snapshot)
 		if err != nil || o.snapshot.Sequence == known.Sequence && o.key == known.Key {

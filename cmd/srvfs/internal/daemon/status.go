@@ -239,9 +239,6 @@ func (d *daemon) prefetchOp(ctx context.Context, c control.Call, out control.Str
 			return nil, loadErr
 		}
 		c.Source, c.Service = known.Source, known.Service
-		if c.Archive == nil {
-			c.Archive = known.Archive
-		}
 		o, err = d.choose(ctx, c, known)
 	} else {
 		o, err = d.open(ctx, c.Snapshot)
