@@ -18,7 +18,8 @@ import (
 const helperName = "mount.fuse.srvfs"
 
 func (p *program) mountCmd() *cobra.Command {
-	return &cobra.Command{
+	var follow, prefetch bool
+	c := &cobra.Command{
 		Use:   "mount HOST[:PORT]/SERVICE[@SNAPSHOT] MOUNTPOINT",
 		Short: "mount a service's snapshot as a read-only view",
 		Long: `Mount shows the newest snapshot of a service at an empty folder, or an earlier one
@@ -27,18 +28,31 @@ is read from this host's own identical file or from the store, and fetched from
 the source when neither has it. If the source can't be asked, the snapshot that
 is stored here is shown.
 
+With --follow the view moves to each new snapshot, some hundredths of a second after the source
+("srvd serve --follow") has published it, while it is read: a file is the old or the new one,
+and one that is open stays what it was. With --prefetch its content is brought here too,
+beside that. Both go on, when the source was away, as soon as it is there again; "srvfs status"
+tells how far they are.
+
 mount(8) and /etc/fstab work too: mount -t fuse.srvfs HOST/SERVICE MOUNTPOINT
 
 ` + cli.Codes,
 		Example: "  srvfs mount alpha/web /srv/web\n  srvfs mount alpha/web@12 /mnt/before\n  mount -t fuse.srvfs alpha/web /srv/web",
 		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return p.mount(c, args[0], args[1])
+			return p.mount(c, args[0], args[1], control.Call{Follow: follow, Prefetch: prefetch})
 		},
 	}
+	c.Flags().BoolVar(&follow, "follow", false, "move to each new snapshot")
+	c.Flags().BoolVar(&prefetch, "prefetch", false, "with --follow, bring all content here")
+	return c
 }
 
-func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
+// mount calls the daemon with what the call says beside the snapshot and the place.
+func (p *program) mount(c *cobra.Command, spec, mountpoint string, call control.Call) error {
+	if call.Prefetch && !call.Follow {
+		return cli.UsageError(c, "--prefetch is for a view that follows (--follow); `srvfs prefetch` brings one snapshot here")
+	}
 	if err := needRoot(c); err != nil {
 		return err
 	}
@@ -49,11 +63,15 @@ func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
 	if err != nil {
 		return err
 	}
+	if call.Follow && !snapshot.Newest() {
+		return cli.UsageError(c, "%s: a view that follows shows the newest snapshot, whichever that is; an earlier one stays what it was", spec)
+	}
 	abs, err := mountpointPath(mountpoint)
 	if err != nil {
 		return err
 	}
-	return p.do(c.Context(), "mount", control.Call{Snapshot: snapshot, Mountpoint: abs}, nil, nil)
+	call.Snapshot, call.Mountpoint = snapshot, abs
+	return p.do(c.Context(), "mount", call, nil, nil)
 }
 
 // mountpointPath makes a mountpoint's path as the kernel's mount table has it:
@@ -98,7 +116,7 @@ func (p *program) umountCmd() *cobra.Command {
 //
 //	mount.fuse.srvfs HOST/SERVICE DIR [-sfnv] [-o OPTIONS] [-t TYPE]
 //
-// Of the options it knows state=DIR, host_root=DIR and deadline=TIME; those that
+// Of the options it knows follow, prefetch, state=DIR, host_root=DIR and deadline=TIME; those that
 // are for mount(8) and systemd, and those that the view has anyway, are passed
 // over, and rw too, which mount(8) says unless told otherwise; others are refused.
 func newHelper() *cobra.Command {
@@ -106,20 +124,21 @@ func newHelper() *cobra.Command {
 	var options []string
 	var sloppy, fake, ignored bool
 	var kind string
+	var call control.Call
 	c := &cobra.Command{
 		Use:   helperName + " HOST[:PORT]/SERVICE MOUNTPOINT [-o OPTIONS]",
 		Short: "mount a view, as a helper of mount(8)",
 		Args:  cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, o := range options {
-				if err := p.mountOption(c, o, sloppy); err != nil {
+				if err := p.mountOption(c, o, sloppy, &call); err != nil {
 					return err
 				}
 			}
 			if err := p.check(c); err != nil || fake {
 				return err
 			}
-			return p.mount(c, args[0], args[1])
+			return p.mount(c, args[0], args[1], call)
 		},
 	}
 	f := c.Flags()
@@ -132,9 +151,13 @@ func newHelper() *cobra.Command {
 	return c
 }
 
-func (p *program) mountOption(c *cobra.Command, option string, sloppy bool) error {
+func (p *program) mountOption(c *cobra.Command, option string, sloppy bool, call *control.Call) error {
 	key, value, _ := strings.Cut(option, "=")
 	switch key {
+	case "follow":
+		call.Follow = true
+	case "prefetch":
+		call.Prefetch = true
 	case "state":
 		p.state = value
 	case "host_root":

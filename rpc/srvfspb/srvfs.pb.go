@@ -377,10 +377,15 @@ func (x *AwaitRequest) GetMilliseconds() uint32 {
 }
 
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
-	By            int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Service  string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Sequence uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
+	By       int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
+	// have is the sequence number of a snapshot that the standby has, with its
+	// directories; 0: none. If the source still has it too, the pages that are new in
+	// directories that both have come behind the snapshot, and not what its profile
+	// leads through.
+	Have          uint64 `protobuf:"varint,4,opt,name=have,proto3" json:"have,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -432,6 +437,13 @@ func (x *SnapshotRequest) GetSequence() uint64 {
 func (x *SnapshotRequest) GetBy() int64 {
 	if x != nil {
 		return x.By
+	}
+	return 0
+}
+
+func (x *SnapshotRequest) GetHave() uint64 {
+	if x != nil {
+		return x.Have
 	}
 	return 0
 }
@@ -985,11 +997,12 @@ const file_srvfs_proto_rawDesc = "" +
 	"\fAwaitRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\"\n" +
-	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"W\n" +
+	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"k\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\x03R\x02by\"C\n" +
+	"\x02by\x18\x03 \x01(\x03R\x02by\x12\x12\n" +
+	"\x04have\x18\x04 \x01(\x04R\x04have\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +

@@ -26,8 +26,12 @@ type follow struct {
 	followRecord
 	cancel context.CancelFunc
 	done   chan struct{}
+	// show, if not nil, is called with each new snapshot before it is stored: the
+	// follow is a view's, and brings nothing else.
+	show func(context.Context, *opened) error
 
-	state Following // guarded by the daemon's mu
+	state  Following          // guarded by the daemon's mu, as is
+	coming *manifest.Snapshot // what is being brought
 }
 
 // A followRecord is what is kept of it on disk.
@@ -188,22 +192,25 @@ func (d *daemon) begin(r followRecord) {
 	d.mu.Unlock()
 	d.work.Go(func() {
 		defer close(f.done)
-		d.keepUp(ctx, f)
+		d.keepUp(ctx, f, manifest.Digest{})
 	})
 }
 
-// keepUp follows until ctx ends.
-func (d *daemon) keepUp(ctx context.Context, f *follow) {
+// keepUp follows until ctx ends. have is the digest of the snapshot that is here as a
+// whole, or that the view shows; zero: none.
+func (d *daemon) keepUp(ctx context.Context, f *follow, have manifest.Digest) {
 	pause, collected := followFirst, time.Now()
-	var have manifest.Digest // of the snapshot that is here as a whole
 	for ctx.Err() == nil {
 		asked := time.Now()
 		now, err := d.next(ctx, f, have)
 		if err == nil && now == have && time.Since(asked) < followFirst {
 			await(ctx, followFirst) // a source that does not make us wait would keep us busy
 		}
+		if err == nil {
+			pause = followFirst
+		}
 		if err == nil && now != have {
-			have, pause = now, followFirst
+			have = now
 			if time.Since(collected) > collectEvery && d.calls.Load() == 0 {
 				collected = time.Now()
 				if _, err := d.collect(ctx, nil); err != nil {
@@ -257,7 +264,10 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, nil
 	}
 	start := time.Now()
-	o, err := d.open(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}})
+	d.mu.Lock()
+	here := f.state.Sequence
+	d.mu.Unlock()
+	o, err := d.openSince(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}}, here)
 	if err != nil {
 		return have, err
 	}
@@ -269,10 +279,19 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 	if err != nil {
 		return have, err
 	}
+	d.coming(f, o.snapshot)
+	defer d.coming(f, nil)
+	if f.show != nil {
+		err := f.show(ctx, o)
+		o.fresh.Forget()
+		if err != nil {
+			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
+		}
+	}
 	if err := d.keep(o); err != nil {
 		return have, err
 	}
-	if f.Prefetch {
+	if f.show == nil && f.Prefetch {
 		if err := o.reader.Prefetch(ctx, o.snapshot, func(store.Progress) {}); err != nil {
 			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
 		}
@@ -282,6 +301,13 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 	d.mu.Unlock()
 	d.Log.Debug("followed", "source", f.Source, "service", f.Service, "snapshot", o.snapshot.Sequence, "took", time.Since(start), "behind", time.Since(time.Unix(0, o.snapshot.Created)))
 	return digest, nil
+}
+
+// coming notes which snapshot a follow is bringing: what it needs is not collected.
+func (d *daemon) coming(f *follow, s *manifest.Snapshot) {
+	d.mu.Lock()
+	f.coming = s
+	d.mu.Unlock()
 }
 
 // complete returns the newest stored snapshot of a followed service of which all content

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"srvfs/cmd/srvfs/internal/control"
@@ -60,7 +61,13 @@ func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, erro
 // open returns the snapshot that is named. One with a number never changes, so that
 // the one that is stored here will do. Else the source is asked, and if it can't be,
 // what is stored here is used.
-func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err error) {
+func (d *daemon) open(ctx context.Context, of control.Snapshot) (*opened, error) {
+	return d.openSince(ctx, of, 0)
+}
+
+// openSince is open where the snapshot with the number have is here, with its
+// directories.
+func (d *daemon) openSince(ctx context.Context, of control.Snapshot, have uint64) (_ *opened, err error) {
 	source, service := of.Source, of.Service
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
@@ -82,7 +89,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	if stored != nil {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
-	opening, offline := w.demand.Open(ask, of.Ref)
+	opening, offline := w.demand.OpenSince(ask, of.Ref, have)
 	cancel()
 	if offline != nil {
 		switch {
@@ -172,25 +179,42 @@ func (d *daemon) prepare(ctx context.Context, o *opened) error {
 }
 
 // content joins a store.Reader to the interfaces that package fs reads
-// through.
-type content struct{ *store.Reader }
+// through. When the view moves it gets another reader.
+type content struct{ reader atomic.Pointer[store.Reader] }
 
 var (
-	_ fs.Content     = content{}
-	_ fs.Holder      = content{}
-	_ fs.Anticipator = content{}
+	_ fs.Content     = &content{}
+	_ fs.Holder      = &content{}
+	_ fs.Anticipator = &content{}
 )
 
-func (c content) Open(ctx context.Context, of manifest.Content) (fs.File, error) {
-	f, err := c.Reader.Open(ctx, of)
+func contentOf(r *store.Reader) *content {
+	c := &content{}
+	c.reader.Store(r)
+	return c
+}
+
+func (c *content) Meta(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+	return c.reader.Load().Meta(ctx, digests)
+}
+
+func (c *content) Ensure(ctx context.Context, of manifest.Content) error {
+	return c.reader.Load().Ensure(ctx, of)
+}
+func (c *content) Holds(of manifest.Content) bool          { return c.reader.Load().Holds(of) }
+func (c *content) ReadAhead(contents []manifest.Content)   { c.reader.Load().ReadAhead(contents) }
+func (c *content) MetaAhead(directories []manifest.Digest) { c.reader.Load().MetaAhead(directories) }
+
+func (c *content) Open(ctx context.Context, of manifest.Content) (fs.File, error) {
+	f, err := c.reader.Load().Open(ctx, of)
 	if err != nil {
 		return nil, err // a nil *store.File must not become a File that is not nil
 	}
 	return f, nil
 }
 
-func (c content) OpenHeld(of manifest.Content) (fs.File, bool) {
-	f, ok := c.Reader.OpenHeld(of)
+func (c *content) OpenHeld(of manifest.Content) (fs.File, bool) {
+	f, ok := c.reader.Load().OpenHeld(of)
 	if !ok {
 		return nil, false
 	}

@@ -35,7 +35,7 @@ type Status struct {
 	// Missed are the paths that the service looked for in vain since it was started
 	// and that the source will have in its next snapshot.
 	Missed []string `json:"missed,omitempty"`
-	// Following tells how far the follow of a service is.
+	// Following tells how far the follow of a service is, or a view that is followed.
 	Following *Following `json:"following,omitempty"`
 	// Upcalls counts the kernel's requests that the view has answered, by
 	// operation.
@@ -52,9 +52,20 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	all := []Status{}
 	seen := map[string]bool{}
 	d.mu.Lock()
-	views := make([]*view, 0, len(d.views))
+	type shown struct {
+		*view
+		snapshot  *manifest.Snapshot
+		reader    *store.Reader
+		following *Following
+	}
+	views := make([]shown, 0, len(d.views))
 	for _, v := range d.views {
-		views = append(views, v)
+		s := shown{v, v.snapshot, v.reader, nil}
+		if v.follow != nil {
+			state := v.follow.state
+			s.following = &state
+		}
+		views = append(views, s)
 	}
 	instances := map[string]*running{}
 	for name, r := range d.services {
@@ -62,7 +73,10 @@ func (d *daemon) statusOp(ctx context.Context, c control.Call, _ control.Stream)
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list()}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list(), Following: v.following}
+		if v.following != nil {
+			s.Reason = v.following.Reason
+		}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {
