@@ -89,6 +89,36 @@ func CompareDirectories(ctx context.Context, src MetaSource, pairs []Pair, limit
 	return all, nil
 }
 
+// ChangedPages passes the pages that a tree has in those of its directories that another
+// has too, at the same path, and that this does not have there: what whoever has the one
+// needs to know of the other. Directories that are new as a whole are not among them.
+func ChangedPages(ctx context.Context, src MetaSource, before, after *Snapshot, put func(Digest, []byte) error) error {
+	c := comparing{src: src, limit: 2*(before.Totals.Entries+after.Totals.Entries) + cutEntries, put: put}
+	var level []both
+	visit := func(before, after Digest) {
+		if before != after {
+			level = append(level, both{sides: [2]side{{digest: before}, {digest: after}}})
+		}
+	}
+	visit(before.Root.Digest, after.Root.Digest)
+	for len(level) > 0 {
+		now := level
+		level = nil
+		if err := c.read(ctx, now); err != nil {
+			return fmt.Errorf("what has changed from snapshot %d to %d of %s: %w", before.Sequence, after.Sequence, after.Service, err)
+		}
+		for i := range now {
+			names := now[i].differing()
+			for name, a := range names[1] {
+				if b := names[0][name]; b != nil && a.Type == Dir && b.Type == Dir {
+					visit(b.Digest, a.Digest)
+				}
+			}
+		}
+	}
+	return nil
+}
+
 // both are the directories that two trees have at one path. One of them may be absent.
 type both struct {
 	path  string
@@ -98,6 +128,7 @@ type both struct {
 // A side is one directory: the pages of which the digests alone are known, and the
 // leaves. Before it is opened there is only its digest.
 type side struct {
+	later  bool
 	digest Digest
 	asked  []Digest
 	leaves map[Digest][]Entry
@@ -107,6 +138,7 @@ type comparing struct {
 	src     MetaSource
 	limit   uint64 // of names, in leaves and indices, that may still be read
 	changes []Change
+	put     func(Digest, []byte) error // of the later tree's pages; may be nil
 }
 
 // descend compares the directories of one depth, and returns those below that differ.
@@ -127,7 +159,7 @@ func (c *comparing) read(ctx context.Context, level []both) error {
 	for i := range level {
 		for k := range level[i].sides {
 			s := &level[i].sides[k]
-			s.leaves = map[Digest][]Entry{}
+			s.leaves, s.later = map[Digest][]Entry{}, k == 1
 			if !s.digest.IsZero() {
 				s.asked = []Digest{s.digest}
 			}
@@ -183,6 +215,11 @@ func (c *comparing) open(ctx context.Context, level []both) (more bool, err erro
 			}
 			c.limit -= n
 			s := places[start+i]
+			if c.put != nil && s.later {
+				if err := c.put(digests[start+i], body); err != nil {
+					return false, err
+				}
+			}
 			if p.Children == nil {
 				s.leaves[digests[start+i]] = p.Entries
 				continue

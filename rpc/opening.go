@@ -17,6 +17,8 @@ type Opening struct {
 	*Client
 	Snapshot *manifest.Snapshot
 
+	since  bool // any page may come
+	left   int  // bytes of them
 	watch  *watch
 	stream srvfspb.Srvfs_SnapshotClient
 
@@ -32,19 +34,26 @@ var _ manifest.Batcher = (*Opening)(nil)
 // 0. Behind it the source sends the metadata that the snapshot's profile leads
 // through: whoever needs that need not wait for another round trip. The caller must
 // call Receive; when ctx ends after Open has returned, that changes nothing.
-func (c *Client) Open(ctx context.Context, ref manifest.Ref) (_ *Opening, err error) {
+func (c *Client) Open(ctx context.Context, ref manifest.Ref) (*Opening, error) {
+	return c.OpenSince(ctx, ref, 0)
+}
+
+// OpenSince is Open for who has the snapshot with the number have, with its directories:
+// what comes behind this one is what has changed in those, if the source knows. So a view
+// can move in one round trip.
+func (c *Client) OpenSince(ctx context.Context, ref manifest.Ref, have uint64) (_ *Opening, err error) {
 	what, service := "snapshot of "+ref.String(), ref.Service
 	if !manifest.ValidService(service) {
 		return nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
 	}
-	o := &Opening{Client: c, watch: c.watch(ctx, what), pages: map[manifest.Digest][]byte{}, changed: make(chan struct{})}
+	o := &Opening{Client: c, watch: c.watch(ctx, what), pages: map[manifest.Digest][]byte{}, changed: make(chan struct{}), since: have != 0, left: maxAlong}
 	defer func() {
 		if err != nil {
 			o.watch.close()
 		}
 	}()
 	err = o.watch.await(func() (err error) {
-		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: ref.Sequence, By: ref.By, Source: c.of})
+		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: ref.Sequence, By: ref.By, Source: c.of, Have: have})
 		return err
 	})
 	var raw []byte
@@ -74,8 +83,10 @@ func (c *Client) Open(ctx context.Context, ref manifest.Ref) (_ *Opening, err er
 		return nil, c.wrap(what, fmt.Errorf("it sent number %d of %s: %w", s.Sequence, s.Service, manifest.ErrInvalid))
 	}
 	o.Snapshot = s
-	for _, r := range metadataOf(s) {
-		o.pages[r.Digest] = nil
+	if !o.since {
+		for _, r := range metadataOf(s) {
+			o.pages[r.Digest] = nil
+		}
 	}
 	if first != nil {
 		if err := o.take(first); err != nil {
@@ -126,6 +137,10 @@ func (o *Opening) take(p *srvfspb.Piece) error {
 		return nil // forgotten
 	}
 	have, expected := o.pages[d]
+	if o.since { // nobody knows which, before all have come
+		o.left -= len(page)
+		expected = o.left >= 0
+	}
 	if !p.GetMetadata() || !expected || have != nil {
 		return fmt.Errorf("%d bytes with digest %v behind the snapshot: not expected: %w", len(page), d, manifest.ErrCorrupt)
 	}
@@ -151,7 +166,7 @@ func (o *Opening) page(ctx context.Context, d manifest.Digest) ([]byte, error) {
 	defer o.mu.Unlock()
 	for {
 		b, expected := o.pages[d]
-		if b != nil || !expected || o.ended {
+		if b != nil || !expected && !o.since || o.ended {
 			delete(o.pages, d)
 			return b, nil
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -93,6 +94,89 @@ func TestMetadataComesWithTheSnapshot(t *testing.T) {
 	}
 	if n := w.lib.batches.Load() - before; n != 1 {
 		t.Errorf("%d requests, want 1", n)
+	}
+}
+
+// Who has the snapshot before gets what has changed since then: for one name in a folder
+// of 100,000 that is not much, and nothing has to be asked for.
+func TestChangedPagesComeWithTheSnapshot(t *testing.T) {
+	w := newWorld(t, ServerOptions{})
+	entries := make([]manifest.Entry, 100_000)
+	for i := range entries {
+		entries[i] = manifest.Entry{Name: fmt.Sprintf("message-%06d", i), Type: manifest.File, Mode: 0o644, Links: 1, Size: 1, Digest: manifest.Sum(fmt.Append(nil, i))}
+	}
+	mine := map[manifest.Digest]bool{}
+	snapshot := func(sequence uint64) ([]byte, []manifest.Range) {
+		var fresh []manifest.Range
+		directory := func(entries []manifest.Entry) manifest.Digest {
+			d, err := manifest.EncodeDirectory(entries, func(d manifest.Digest, b []byte) error {
+				if !mine[d] {
+					fresh = append(fresh, manifest.Range{Digest: d, Len: -1})
+				}
+				mine[d] = true
+				w.lib.add("web", b)
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d
+		}
+		queue := manifest.Entry{Name: "queue", Type: manifest.Dir, Mode: 0o755, Links: 2, Digest: directory(entries)}
+		s := manifest.Snapshot{
+			Service: "web", Sequence: sequence, Created: 1, Source: "here", Totals: manifest.Totals{Dirs: 2, Entries: 100_001, Files: 100_000, Bytes: 100_000},
+			Root: manifest.Entry{Type: manifest.Dir, Mode: 0o755, Links: 3, Digest: directory([]manifest.Entry{queue})},
+		}
+		b, err := s.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b, fresh
+	}
+	before, _ := snapshot(6)
+	entries[77_777].Mode = 0o600
+	after, want := snapshot(7)
+	w.lib.older, w.lib.sequence, w.lib.snapshot["web"] = map[uint64][]byte{6: before}, 7, after
+	c := w.pair(ClientOptions{})
+	o, err := c.OpenSince(w.ctx(), manifest.Ref{Service: "web"}, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := make(chan int)
+	go func() { // before any has come
+		all, err := batch(w.ctx(), o, want)
+		if err != nil {
+			t.Error(err)
+		}
+		n := len(after)
+		for _, b := range all {
+			n += len(b)
+		}
+		asked <- n
+	}()
+	if err := o.Receive(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	n := <-asked
+	t.Logf("%d pages and the snapshot have %d bytes; %d batches", len(want), n, w.lib.batches.Load())
+	if len(want) < 3 || n > 64<<10 {
+		t.Errorf("%d pages and the snapshot have %d bytes", len(want), n)
+	}
+	if n := w.lib.batches.Load(); n != 3 { // the source's own: root, index, leaves
+		t.Errorf("%d requests", n)
+	}
+	// A source that has the snapshot before no more sends what a start needs.
+	w.lib.mu.Lock()
+	w.lib.older = nil
+	w.lib.mu.Unlock()
+	if o, err = c.OpenSince(w.ctx(), manifest.Ref{Service: "web"}, 6); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Receive(w.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := batch(w.ctx(), o, want); err != nil || len(all) != len(want) {
+		t.Errorf("%d pages, %v", len(all), err)
 	}
 }
 

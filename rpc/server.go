@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -345,10 +346,10 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 	}
 	left := maxAlong
 	enough := errors.New("enough")
-	err = h.srv.provider.Origin(c.may).FetchBatch(ctx, metadataOf(s), func(_ int, page []byte, err error) error {
+	send := func(page []byte) error {
 		// What is not sent the standby asks for if it needs it, and there it gets
 		// the error.
-		if send := err == nil && len(page) > 0 && len(page) <= pieceSize; !send {
+		if len(page) == 0 || len(page) > pieceSize {
 			return nil
 		}
 		if left -= len(page); left < 0 {
@@ -357,11 +358,66 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		h.srv.count(name, 1, len(page))
 		data, raw := pk.pack(page)
 		return out.Send(&srvfspb.Piece{Data: data, Raw: raw, Metadata: true})
-	})
+	}
+	origin := h.srv.provider.Origin(c.may)
+	if had := h.had(ctx, name, req.GetHave()); had != nil {
+		sent := map[manifest.Digest]bool{}
+		err = manifest.ChangedPages(ctx, pages{origin}, had, s, func(d manifest.Digest, page []byte) error {
+			if sent[d] {
+				return nil
+			}
+			sent[d] = true
+			return send(page)
+		})
+		if err != nil && ctx.Err() == nil {
+			return nil // what has not come is asked for in the usual way
+		}
+	} else {
+		err = origin.FetchBatch(ctx, metadataOf(s), func(_ int, page []byte, err error) error {
+			if err != nil {
+				return nil
+			}
+			return send(page)
+		})
+	}
 	if errors.Is(err, enough) {
 		return nil
 	}
 	return err
+}
+
+// had returns the snapshot that a standby says it has, if it is kept here.
+func (h handlers) had(ctx context.Context, service string, sequence uint64) *manifest.Snapshot {
+	if sequence == 0 {
+		return nil
+	}
+	b, err := h.srv.provider.Snapshot(ctx, manifest.Ref{Service: service, Sequence: sequence})
+	if err != nil {
+		return nil
+	}
+	s, err := manifest.DecodeSnapshot(b)
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+// pages reads metadata from an origin.
+type pages struct{ origin manifest.Batcher }
+
+// Meta implements manifest.MetaSource. The source's own pages are as they were
+// verified.
+func (p pages) Meta(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+	want := make([]manifest.Range, len(digests))
+	for i, d := range digests {
+		want[i] = manifest.Range{Digest: d, Len: -1}
+	}
+	bodies := make([][]byte, len(digests))
+	err := p.origin.FetchBatch(ctx, want, func(i int, data []byte, err error) error {
+		bodies[i] = bytes.Clone(data)
+		return err
+	})
+	return bodies, err
 }
 
 // metadataOf returns the ranges of a snapshot's root page, and of the metadata

@@ -30,6 +30,7 @@ type library struct {
 	mu       sync.Mutex
 	sequence uint64
 	snapshot map[string][]byte
+	older    map[uint64][]byte                     // of any service, by number
 	content  map[string]map[manifest.Digest][]byte // by service
 	stale    map[manifest.Digest]string            // path
 	missed   []string
@@ -134,6 +135,9 @@ func (l *library) Snapshot(_ context.Context, ref manifest.Ref) ([]byte, error) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	b, ok := l.snapshot[service]
+	if old := l.older[sequence]; old != nil {
+		return old, nil
+	}
 	if !ok || sequence != 0 && sequence != l.sequence {
 		return nil, fmt.Errorf("service %s has no snapshot %d: %w", service, sequence, manifest.ErrNotFound)
 	}

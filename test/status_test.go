@@ -25,7 +25,10 @@ type status struct {
 	Upcalls    map[string]uint64 `json:"upcalls"`
 	Content    tally             `json:"content"`
 	Missed     []string          `json:"missed"`
-	Units      []struct {
+	Following  *struct {
+		Sequence, Newest uint64
+	} `json:"following"`
+	Units []struct {
 		PID int `json:"pid"`
 	} `json:"units"`
 }

@@ -19,6 +19,7 @@ const helperName = "mount.fuse.srvfs"
 
 func (p *program) mountCmd() *cobra.Command {
 	var from archiveFlags
+	var follow, prefetch bool
 	c := &cobra.Command{
 		Use:   "mount (HOST[:PORT]/SERVICE | ARCHIVE)[@SNAPSHOT] MOUNTPOINT",
 		Short: "mount a service's snapshot as a read-only view",
@@ -30,20 +31,32 @@ is stored here is shown.
 
 ` + archiveHelp + `
 
+With --follow the view moves to each new snapshot, some hundredths of a second after the source
+("srvd serve --follow") has published it, while it is read: a file is the old or the new one,
+and one that is open stays what it was. With --prefetch its content is brought here too,
+beside that. Both go on, when the source was away, as soon as it is there again; "srvfs status"
+tells how far they are.
+
 mount(8) and /etc/fstab work too: mount -t fuse.srvfs HOST/SERVICE MOUNTPOINT
 
 ` + cli.Codes,
 		Example: "  srvfs mount alpha/web /srv/web\n  srvfs mount alpha/web@12 /mnt/before\n  srvfs mount web.tar /mnt/web\n  mount -t fuse.srvfs alpha/web /srv/web",
 		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE or an archive, and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return p.mount(c, args[0], args[1], &from)
+			return p.mount(c, args[0], args[1], &from, control.Call{Follow: follow, Prefetch: prefetch})
 		},
 	}
 	from.add(c)
+	c.Flags().BoolVar(&follow, "follow", false, "move to each new snapshot")
+	c.Flags().BoolVar(&prefetch, "prefetch", false, "with --follow, bring all content here")
 	return c
 }
 
-func (p *program) mount(c *cobra.Command, spec, mountpoint string, from *archiveFlags) error {
+// mount calls the daemon with what the call says beside the snapshot and the place.
+func (p *program) mount(c *cobra.Command, spec, mountpoint string, from *archiveFlags, call control.Call) error {
+	if call.Prefetch && !call.Follow {
+		return cli.UsageError(c, "--prefetch is for a view that follows (--follow); `srvfs prefetch` brings one snapshot here")
+	}
 	if err := needRoot(c); err != nil {
 		return err
 	}
@@ -54,11 +67,18 @@ func (p *program) mount(c *cobra.Command, spec, mountpoint string, from *archive
 	if err != nil {
 		return err
 	}
+	if call.Follow && snapshot.FromArchive() {
+		return cli.UsageError(c, "%s: an archive has nothing to follow", spec)
+	}
+	if call.Follow && !snapshot.Newest() {
+		return cli.UsageError(c, "%s: a view that follows shows the newest snapshot, whichever that is; an earlier one stays what it was", spec)
+	}
 	abs, err := mountpointPath(mountpoint)
 	if err != nil {
 		return err
 	}
-	return p.do(c.Context(), "mount", control.Call{Snapshot: snapshot, Mountpoint: abs}, nil, nil)
+	call.Snapshot, call.Mountpoint = snapshot, abs
+	return p.do(c.Context(), "mount", call, nil, nil)
 }
 
 // mountpointPath makes a mountpoint's path as the kernel's mount table has it:
@@ -103,7 +123,7 @@ func (p *program) umountCmd() *cobra.Command {
 //
 //	mount.fuse.srvfs HOST/SERVICE DIR [-sfnv] [-o OPTIONS] [-t TYPE]
 //
-// Of the options it knows state=DIR, host_root=DIR and deadline=TIME; those that
+// Of the options it knows follow, prefetch, state=DIR, host_root=DIR and deadline=TIME; those that
 // are for mount(8) and systemd, and those that the view has anyway, are passed
 // over, and rw too, which mount(8) says unless told otherwise; others are refused.
 func newHelper() *cobra.Command {
@@ -112,20 +132,21 @@ func newHelper() *cobra.Command {
 	var sloppy, fake, ignored bool
 	var kind string
 	var from archiveFlags
+	var call control.Call
 	c := &cobra.Command{
 		Use:   helperName + " HOST[:PORT]/SERVICE MOUNTPOINT [-o OPTIONS]",
 		Short: "mount a view, as a helper of mount(8)",
 		Args:  cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, o := range options {
-				if err := p.mountOption(c, o, sloppy, &from); err != nil {
+				if err := p.mountOption(c, o, sloppy, &from, &call); err != nil {
 					return err
 				}
 			}
 			if err := p.check(c); err != nil || fake {
 				return err
 			}
-			return p.mount(c, args[0], args[1], &from)
+			return p.mount(c, args[0], args[1], &from, call)
 		},
 	}
 	f := c.Flags()
@@ -138,9 +159,13 @@ func newHelper() *cobra.Command {
 	return c
 }
 
-func (p *program) mountOption(c *cobra.Command, option string, sloppy bool, from *archiveFlags) error {
+func (p *program) mountOption(c *cobra.Command, option string, sloppy bool, from *archiveFlags, call *control.Call) error {
 	key, value, _ := strings.Cut(option, "=")
 	switch key {
+	case "follow":
+		call.Follow = true
+	case "prefetch":
+		call.Prefetch = true
 	case "state":
 		p.state = value
 	case "archive":

@@ -101,6 +101,9 @@ func printAll(out, errs io.Writer, all []daemon.Status, whole bool) error {
 	for _, s := range all {
 		t := s.Content
 		state := s.State
+		if s.Following != nil && s.Mountpoint != "" {
+			state += ", follows"
+		}
 		if f := s.Following; f != nil && f.Sequence > 0 && f.Newest > f.Sequence {
 			state = fmt.Sprintf("%s, %d behind", state, f.Newest-f.Sequence)
 			if !f.Behind.IsZero() {
@@ -188,12 +191,15 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	switch {
 	case s.Name != "":
 		line("service", "%s, %s", s.Name, s.State)
+	case s.Mountpoint != "":
+		line("view", "%s", s.Mountpoint)
+		if s.Following != nil {
+			line("follows", "%s", progress(s.Following))
+		}
 	case s.Following != nil:
 		line("followed", "%s", progress(s.Following))
-	case s.Mountpoint == "":
-		line("prefetch", "%s", s.State)
 	default:
-		line("view", "%s", s.Mountpoint)
+		line("prefetch", "%s", s.State)
 	}
 	if s.Reason != "" {
 		line("reason", "%s", s.Reason)

@@ -422,7 +422,12 @@ type SnapshotRequest struct {
 	Sequence uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
 	By       int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
 	// the ID of the source that a standby has the service of; empty: whichever
-	Source        string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	Source string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
+	// have is the sequence number of a snapshot that the standby has, with its
+	// directories; 0: none. If the source still has it too, the pages that are new in
+	// directories that both have come behind the snapshot, and not what its profile
+	// leads through.
+	Have          uint64 `protobuf:"varint,5,opt,name=have,proto3" json:"have,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +488,13 @@ func (x *SnapshotRequest) GetSource() string {
 		return x.Source
 	}
 	return ""
+}
+
+func (x *SnapshotRequest) GetHave() uint64 {
+	if x != nil {
+		return x.Have
+	}
+	return 0
 }
 
 // A Range is len bytes of a content from off; a negative len means to its end.
@@ -1041,12 +1053,13 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\"\n" +
 	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\x12\x16\n" +
-	"\x06source\x18\x04 \x01(\tR\x06source\"o\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\"\x83\x01\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x0e\n" +
 	"\x02by\x18\x03 \x01(\x03R\x02by\x12\x16\n" +
-	"\x06source\x18\x04 \x01(\tR\x06source\"C\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\x12\x12\n" +
+	"\x04have\x18\x05 \x01(\x04R\x04have\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +

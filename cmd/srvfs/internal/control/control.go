@@ -34,6 +34,8 @@ type Call struct {
 	Name       string        `json:"name,omitempty"` // the service's name here
 	Mountpoint string        `json:"mountpoint,omitempty"`
 	Update     bool          `json:"update,omitempty"`
+	Follow     bool          `json:"follow,omitempty"`   // the view moves to each new snapshot
+	Prefetch   bool          `json:"prefetch,omitempty"` // and their content is brought here
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
 	Listen     string        `json:"listen,omitempty"` // address and port

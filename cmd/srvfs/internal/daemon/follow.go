@@ -27,8 +27,11 @@ type follow struct {
 	followRecord
 	cancel context.CancelFunc
 	done   chan struct{}
+	// show, if not nil, is called with each new snapshot before it is stored: the
+	// follow is a view's, and brings nothing else.
+	show func(context.Context, *opened) error
 
-	state  Following // guarded by the daemon's mu
+	state  Following // guarded by the daemon's mu, as is
 	coming *opened   // the snapshot that is being brought; nil: none is
 }
 
@@ -197,22 +200,25 @@ func (d *daemon) begin(r followRecord) {
 	d.mu.Unlock()
 	d.work.Go(func() {
 		defer close(f.done)
-		d.keepUp(ctx, f)
+		d.keepUp(ctx, f, manifest.Digest{})
 	})
 }
 
-// keepUp follows until ctx ends.
-func (d *daemon) keepUp(ctx context.Context, f *follow) {
+// keepUp follows until ctx ends. have is the digest of the snapshot that is here as a
+// whole, or that the view shows; zero: none.
+func (d *daemon) keepUp(ctx context.Context, f *follow, have manifest.Digest) {
 	pause, collected := followFirst, time.Now()
-	var have manifest.Digest // of the snapshot that is here as a whole
 	for ctx.Err() == nil {
 		asked := time.Now()
 		now, err := d.next(ctx, f, have)
 		if err == nil && now == have && time.Since(asked) < followFirst {
 			await(ctx, followFirst) // a source that does not make us wait would keep us busy
 		}
+		if err == nil {
+			pause = followFirst
+		}
 		if err == nil && now != have {
-			have, pause = now, followFirst
+			have = now
 			if time.Since(collected) > collectEvery && d.calls.Load() == 0 {
 				collected = time.Now()
 				if _, err := d.collect(ctx, nil); err != nil {
@@ -256,7 +262,10 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, nil
 	}
 	start := time.Now()
-	o, err := d.open(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}, Archive: f.Archive})
+	d.mu.Lock()
+	here := f.state.Sequence
+	d.mu.Unlock()
+	o, err := d.openSince(ctx, control.Snapshot{Source: f.Source, Ref: manifest.Ref{Service: f.Service}, Archive: f.Archive}, here)
 	if err != nil {
 		return have, err
 	}
@@ -268,18 +277,21 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 	if err != nil {
 		return have, err
 	}
+	d.coming(f, o)
+	defer d.coming(f, nil)
+	if f.show != nil {
+		err := f.show(ctx, o)
+		if o.fresh != nil {
+			o.fresh.Forget()
+		}
+		if err != nil {
+			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
+		}
+	}
 	if err := d.keep(o); err != nil {
 		return have, err
 	}
-	d.mu.Lock()
-	f.coming = o
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		f.coming = nil
-		d.mu.Unlock()
-	}()
-	if f.Prefetch {
+	if f.show == nil && f.Prefetch {
 		if err := o.reader.Prefetch(ctx, o.snapshot, func(store.Progress) {}); err != nil {
 			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
 		}
@@ -319,6 +331,13 @@ func (d *daemon) awaitNewest(ctx context.Context, f *follow, have manifest.Diges
 		f.state.Behind = time.Now()
 	}
 	return info, nil
+}
+
+// coming notes which snapshot a follow is bringing: what it needs is not collected.
+func (d *daemon) coming(f *follow, o *opened) {
+	d.mu.Lock()
+	f.coming = o
+	d.mu.Unlock()
 }
 
 // complete returns the newest stored snapshot of a followed service of which all content

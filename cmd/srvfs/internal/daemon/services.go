@@ -475,9 +475,15 @@ func (d *daemon) collect(ctx context.Context, gone *serviceRecord) (int64, error
 	for _, v := range d.views {
 		used[number{v.key, v.name, 0}], used[number{v.key, v.name, v.snapshot.Sequence}] = true, true
 		keep = append(keep, v.snapshot)
+		if v.follow != nil && v.follow.coming != nil {
+			keep = append(keep, v.follow.coming.snapshot)
+		}
 	}
 	for _, f := range d.follows {
 		used[number{f.Key, f.Service, 0}], used[number{f.Key, f.Service, f.state.Sequence}] = true, true
+		if f.coming != nil {
+			keep = append(keep, f.coming.snapshot)
+		}
 	}
 	d.mu.Unlock()
 	if gone != nil && !used[number{gone.Key, gone.Service, 0}] {

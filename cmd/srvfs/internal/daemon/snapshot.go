@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"srvfs/cmd/srvfs/internal/control"
@@ -37,7 +38,13 @@ const patience = 2 * time.Second
 // open returns the snapshot that is named. One with a number never changes, so that
 // the one that is stored here will do. Else the source is asked, and if it can't be,
 // other standbys, then what is stored here is used, then what is in the archive.
-func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err error) {
+func (d *daemon) open(ctx context.Context, of control.Snapshot) (*opened, error) {
+	return d.openSince(ctx, of, 0)
+}
+
+// openSince is open where the snapshot with the number have is here, with its
+// directories.
+func (d *daemon) openSince(ctx context.Context, of control.Snapshot, have uint64) (_ *opened, err error) {
 	source, service := of.Source, of.Service
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
@@ -58,7 +65,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	}
 	// Not for too long if there may be something to use instead.
 	short := stored != nil || from.archive != nil || d.standbys()
-	opening, offline := d.askSource(ctx, from, of.Ref, short)
+	opening, offline := d.askSource(ctx, from, of.Ref, have, short)
 	if offline == nil {
 		from.opening, from.openingFrom = opening, from.ways
 		return d.receive(from, opening), nil
@@ -81,7 +88,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 		d.Log.Warn("other standbys", "source", source, "service", service, "error", err)
 	}
 	if short && stored == nil && from.archive == nil && errors.Is(offline, manifest.ErrUnavailable) {
-		if opening, offline = d.askSource(ctx, from, of.Ref, false); offline == nil { // it is slow
+		if opening, offline = d.askSource(ctx, from, of.Ref, have, false); offline == nil { // it is slow
 			from.opening, from.openingFrom = opening, from.ways
 			return d.receive(from, opening), nil
 		}
@@ -106,7 +113,7 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 }
 
 // askSource asks the source for a snapshot, for a short time only if that is enough.
-func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref, short bool) (*rpc.Opening, error) {
+func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref, have uint64, short bool) (*rpc.Opening, error) {
 	if from.ways == nil {
 		return nil, fmt.Errorf("this host is not paired with %s: %w", from.name, manifest.ErrUnavailable)
 	}
@@ -115,7 +122,7 @@ func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref,
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
 	defer cancel()
-	opening, err := from.ways.demand.Open(ask, ref)
+	opening, err := from.ways.demand.OpenSince(ask, ref, have)
 	if errors.Is(err, manifest.ErrUnavailable) && ctx.Err() == nil {
 		from.ways.health.Failed(err)
 	}
@@ -193,25 +200,42 @@ func (d *daemon) prepare(ctx context.Context, o *opened) error {
 }
 
 // content joins a store.Reader to the interfaces that package fs reads
-// through.
-type content struct{ *store.Reader }
+// through. When the view moves it gets another reader.
+type content struct{ reader atomic.Pointer[store.Reader] }
 
 var (
-	_ fs.Content     = content{}
-	_ fs.Holder      = content{}
-	_ fs.Anticipator = content{}
+	_ fs.Content     = &content{}
+	_ fs.Holder      = &content{}
+	_ fs.Anticipator = &content{}
 )
 
-func (c content) Open(ctx context.Context, of manifest.Content) (fs.File, error) {
-	f, err := c.Reader.Open(ctx, of)
+func contentOf(r *store.Reader) *content {
+	c := &content{}
+	c.reader.Store(r)
+	return c
+}
+
+func (c *content) Meta(ctx context.Context, digests []manifest.Digest) ([][]byte, error) {
+	return c.reader.Load().Meta(ctx, digests)
+}
+
+func (c *content) Ensure(ctx context.Context, of manifest.Content) error {
+	return c.reader.Load().Ensure(ctx, of)
+}
+func (c *content) Holds(of manifest.Content) bool          { return c.reader.Load().Holds(of) }
+func (c *content) ReadAhead(contents []manifest.Content)   { c.reader.Load().ReadAhead(contents) }
+func (c *content) MetaAhead(directories []manifest.Digest) { c.reader.Load().MetaAhead(directories) }
+
+func (c *content) Open(ctx context.Context, of manifest.Content) (fs.File, error) {
+	f, err := c.reader.Load().Open(ctx, of)
 	if err != nil {
 		return nil, err // a nil *store.File must not become a File that is not nil
 	}
 	return f, nil
 }
 
-func (c content) OpenHeld(of manifest.Content) (fs.File, bool) {
-	f, ok := c.Reader.OpenHeld(of)
+func (c *content) OpenHeld(of manifest.Content) (fs.File, bool) {
+	f, ok := c.reader.Load().OpenHeld(of)
 	if !ok {
 		return nil, false
 	}

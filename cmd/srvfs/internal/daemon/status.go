@@ -39,7 +39,7 @@ type Status struct {
 	// Missed are the paths that the service looked for in vain since it was started
 	// and that the source will have in its next snapshot.
 	Missed []string `json:"missed,omitempty"`
-	// Following tells how far the follow of a service is.
+	// Following tells how far the follow of a service is, or a view that is followed.
 	Following *Following `json:"following,omitempty"`
 	// Origins are where content comes from that is missing here, in the order in which
 	// they are asked.
@@ -79,9 +79,20 @@ func (d *daemon) statuses(ctx context.Context) ([]Status, error) {
 	all := []Status{}
 	seen := map[string]bool{}
 	d.mu.Lock()
-	views := make([]*view, 0, len(d.views))
+	type shown struct {
+		*view
+		snapshot  *manifest.Snapshot
+		reader    *store.Reader
+		following *Following
+	}
+	views := make([]shown, 0, len(d.views))
 	for _, v := range d.views {
-		views = append(views, v)
+		s := shown{v, v.snapshot, v.reader, nil}
+		if v.follow != nil {
+			state := v.follow.state
+			s.following = &state
+		}
+		views = append(views, s)
 	}
 	instances := map[string]*running{}
 	for name, r := range d.services {
@@ -89,7 +100,10 @@ func (d *daemon) statuses(ctx context.Context) ([]Status, error) {
 	}
 	d.mu.Unlock()
 	for _, v := range views {
-		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list(), Origins: statusOf(v.reader), Rate: v.reader.Rate(), key: v.key}
+		s := Status{Source: v.source, Service: v.name, Sequence: v.snapshot.Sequence, State: "mounted", Since: v.since, Mountpoint: v.mountpoint, Reads: "view", Upcalls: v.Stats().Upcalls, Missed: v.misses.list(), Following: v.following, Origins: statusOf(v.reader), Rate: v.reader.Rate(), key: v.key}
+		if v.following != nil {
+			s.Reason = v.following.Reason
+		}
 		if v.service != "" {
 			r := instances[v.service]
 			if r == nil {

@@ -17,13 +17,16 @@ import (
 	"srvfs/cmd/srvfs/internal/control"
 	view_fs "srvfs/fs"
 	"srvfs/manifest"
+	"srvfs/store"
 )
 
 // A view is one mounted view.
 type view struct {
 	*view_fs.View
-	opened
-	source, name string // where it comes from
+	opened       // snapshot and reader are guarded by the daemon's mu: a view that is followed gets others
+	content      *content
+	follow       *follow // nil: it stays at its snapshot
+	source, name string  // where it comes from
 	mountpoint   string
 	service      string // the service here that it belongs to; empty for a plain one
 	since        time.Time
@@ -170,8 +173,9 @@ func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string,
 	if err := record(d.State, mountRecord{mountpoint, source, o.snapshot.Service}); err != nil {
 		return nil, err
 	}
+	content := contentOf(o.reader)
 	options := view_fs.Options{
-		Snapshot: o.snapshot, Content: content{o.reader}, Layout: layout, Deadline: d.Deadline,
+		Snapshot: o.snapshot, Content: content, Layout: layout, Deadline: d.Deadline,
 		Log: d.Log, Name: source + "/" + o.snapshot.Service,
 	}
 	var missed *misses
@@ -183,7 +187,7 @@ func (d *daemon) show(ctx context.Context, o *opened, source, mountpoint string,
 	if err != nil {
 		return nil, errors.Join(err, os.Remove(recordPath(d.State, mountpoint)))
 	}
-	v := &view{View: m, opened: *o, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now(), misses: missed}
+	v := &view{View: m, opened: *o, content: content, source: source, name: o.snapshot.Service, mountpoint: mountpoint, service: service, since: time.Now(), misses: missed}
 	d.mu.Lock()
 	d.views[mountpoint] = v
 	d.mu.Unlock()
@@ -212,6 +216,9 @@ func (d *daemon) forget(v *view) {
 }
 
 func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream) (any, error) {
+	if c.Follow && !c.Newest() {
+		return nil, fmt.Errorf("%s: what is followed is the newest snapshot: %w", c.Ref, manifest.ErrInvalid)
+	}
 	if err := d.checkMountpoint(c.Mountpoint); err != nil {
 		return nil, err
 	}
@@ -234,12 +241,107 @@ func (d *daemon) mountOp(ctx context.Context, c control.Call, out control.Stream
 	}
 	out.Step("snapshot", time.Since(start), o.describe())
 	start = time.Now()
-	if _, err := d.show(ctx, o, c.Source, c.Mountpoint, view_fs.Plain, ""); err != nil {
+	v, err := d.show(ctx, o, c.Source, c.Mountpoint, view_fs.Plain, "")
+	if err != nil {
 		return nil, err
 	}
 	d.match(o, nil)
+	if c.Follow {
+		d.followView(v, c.Prefetch)
+	}
 	out.Step("view", time.Since(start), c.Mountpoint)
 	return nil, nil
+}
+
+// followView has a view move to each new snapshot, for as long as it is mounted.
+func (d *daemon) followView(v *view, prefetch bool) {
+	newest := make(chan *opened, 1)
+	f := &follow{
+		followRecord: followRecord{Source: v.source, Key: v.key, Service: v.name},
+		done:         make(chan struct{}),
+		state:        Following{Sequence: v.snapshot.Sequence, Newest: v.snapshot.Sequence, Made: time.Unix(0, v.snapshot.Created), Prefetch: prefetch},
+		show: func(ctx context.Context, o *opened) error {
+			if err := d.moveView(ctx, v, o); err != nil || !prefetch {
+				return err
+			}
+			select { // what waits is of an earlier snapshot
+			case <-newest:
+			default:
+			}
+			newest <- o
+			return nil
+		},
+	}
+	if v.fresh != nil {
+		f.state.Heard = time.Now()
+	}
+	d.mu.Lock()
+	v.follow = f
+	d.mu.Unlock()
+	var have manifest.Digest
+	if v.fresh != nil {
+		have, _ = v.snapshot.Digest() // it was decoded from what it encodes to
+	}
+	d.work.Go(func() {
+		defer close(f.done)
+		d.keepUp(v.background, f, have)
+	})
+	if prefetch {
+		first := v.opened
+		newest <- &first
+		d.work.Go(func() { d.prefetchNewest(v, newest) })
+	}
+}
+
+// moveView has a view show the snapshot that was opened.
+func (d *daemon) moveView(ctx context.Context, v *view, o *opened) error {
+	before := v.content.reader.Swap(o.reader)
+	m, err := v.Move(ctx, o.snapshot)
+	switch {
+	case errors.Is(err, view_fs.ErrUntold):
+		d.Log.Error("view", "mountpoint", v.mountpoint, "snapshot", o.snapshot.Sequence, "error", err)
+	case err != nil:
+		v.content.reader.Store(before)
+		return err
+	}
+	d.mu.Lock()
+	v.snapshot, v.reader = o.snapshot, o.reader
+	d.mu.Unlock()
+	d.Log.Debug("view moved", "mountpoint", v.mountpoint, "snapshot", o.snapshot.Sequence, "directories", m.Directories, "names", m.Names, "attributes", m.Attributes,
+		"took", m.Took, "behind", time.Since(time.Unix(0, o.snapshot.Created)))
+	return nil
+}
+
+// prefetchNewest brings the content of each snapshot here that a view has moved to,
+// beside the moves: while that takes, the view goes on, and what it passes over is
+// left out.
+func (d *daemon) prefetchNewest(v *view, newest <-chan *opened) {
+	pause := followFirst
+	for {
+		var o *opened
+		select {
+		case o = <-newest:
+		case <-v.background.Done():
+			return
+		}
+		for {
+			err := o.reader.Prefetch(v.background, o.snapshot, func(store.Progress) {})
+			if v.background.Err() != nil {
+				return
+			}
+			if err == nil {
+				pause = followFirst
+				break
+			}
+			d.Log.Warn("prefetch of a view", "mountpoint", v.mountpoint, "snapshot", o.snapshot.Sequence, "error", err)
+			await(v.background, pause)
+			pause = min(2*pause, followMost)
+			select {
+			case o = <-newest: // there is no use in the one before
+			default:
+			}
+		}
+	}
 }
 
 func (d *daemon) unmountOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
