@@ -375,7 +375,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 	} else {
 		err = origin.FetchBatch(ctx, metadataOf(s), func(_ int, page []byte, err error) error {
 			if err != nil {
-				return nil
+				page = nil
 			}
 			return send(page)
 		})

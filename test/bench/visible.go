@@ -16,8 +16,9 @@ import (
 
 const follows = "srvfs mount --follow"
 
-// A page is written on the source until a followed view on the standby shows it, again
-// and again: each time is a sample.
+// One page after the other is written on the source, and looked for in a followed view on
+// the standby until it is there: each is a sample. (One that is written all the time would be
+// published every 30 seconds.)
 var _ = add(Row{
 	Place: 190, Name: "a change on the source until the followed view shows it, 1 ms RTT", Reach: "half within 30 ms, 99 of 100 within 100 ms",
 	Prepare: func(ctx context.Context, s *Site) error { return s.Service(ctx, "web", nil, "") },
@@ -69,24 +70,20 @@ func (s *Site) visible(ctx context.Context) ([]Sample, error) {
 	if _, err := s.Standby.Shell(ctx, "mkdir -p /mnt/followed && srvfs mount --follow "+s.Spec("web")+" /mnt/followed"); err != nil {
 		return nil, err
 	}
-	const name = "var/www/html/index.html"
-	original, err := os.ReadFile(filepath.Join(s.Source.Root, name))
-	if err != nil {
-		return nil, err
-	}
 	// As the standby's own programs see it, without the time that it takes to start one.
-	shown := filepath.Join("/proc", fmt.Sprint(s.daemons[s.Standby].Pid()), "root/mnt/followed", name)
-	write := func(b string) (Sample, error) {
+	shown := filepath.Join("/proc", fmt.Sprint(s.daemons[s.Standby].Pid()), "root/mnt/followed/var/www/html")
+	write := func(name string) (Sample, error) {
 		return s.Timed(s.Standby, func() error {
-			if err := os.WriteFile(filepath.Join(s.Source.Root, name), []byte(b), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(s.Source.Root, "var/www/html", name), []byte(name), 0o644); err != nil {
 				return err
 			}
 			for {
-				got, err := os.ReadFile(shown)
-				if err == nil && string(got) == b {
+				got, err := os.ReadFile(filepath.Join(shown, name))
+				if err == nil && string(got) == name {
 					return nil
 				}
-				if err != nil && !errors.Is(err, syscall.ESTALE) {
+				// It may be shown as it was between its creation and its content.
+				if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESTALE) {
 					return err
 				}
 				select {
@@ -97,21 +94,21 @@ func (s *Site) visible(ctx context.Context) ([]Sample, error) {
 			}
 		})
 	}
-	changes := 200
+	changes := 200 // so that two of them may be late
 	if s.Short {
 		changes = 20
 	}
 	var all []Sample
 	for n := range changes {
-		sample, err := write(fmt.Sprintf("change %d\n", n))
+		sample, err := write(fmt.Sprintf("page-%d.html", n))
 		if err != nil {
 			return nil, err
 		}
 		all = append(all, sample)
 	}
-	if _, err := write(string(original)); err != nil {
-		return nil, err
+	_, err := s.Standby.Shell(ctx, "srvfs umount --lazy /mnt/followed")
+	if err == nil {
+		_, err = s.Source.Shell(ctx, "rm /var/www/html/page-*")
 	}
-	_, err = s.Standby.Shell(ctx, "srvfs umount --lazy /mnt/followed")
 	return all, errors.Join(err, s.EndDaemon(ctx, s.Standby))
 }

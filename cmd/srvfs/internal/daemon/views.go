@@ -282,15 +282,15 @@ func (d *daemon) followView(v *view, prefetch bool) {
 	if v.fresh != nil {
 		have, _ = v.snapshot.Digest() // it was decoded from what it encodes to
 	}
-	d.work.Go(func() {
-		defer close(f.done)
-		d.keepUp(v.background, f, have)
-	})
 	if prefetch {
 		first := v.opened
 		newest <- &first
 		d.work.Go(func() { d.prefetchNewest(v, newest) })
 	}
+	d.work.Go(func() {
+		defer close(f.done)
+		d.keepUp(v.background, f, have)
+	})
 }
 
 // moveView has a view show the snapshot that was opened.
