@@ -49,12 +49,12 @@ type FollowState struct {
 	Reason string `json:"reason,omitempty"`
 	// Data says why data of one moment is not followed; empty if it is.
 	Data string `json:"data,omitempty"`
-	// Looked is how long the last look at all files took, that which begins the
-	// following with the reading of the index before it; 0 if none has ended yet.
-	Looked time.Duration `json:"looked_ns,omitempty"`
 	// Outdated says why the service was not captured anew, though its packages or units
 	// have changed; empty if they have not, or it was.
 	Outdated string `json:"outdated,omitempty"`
+	// Looked is how long the last look at all files took, that which begins the
+	// following with the reading of the index before it; 0 if none has ended yet.
+	Looked time.Duration `json:"looked_ns,omitempty"`
 }
 
 // Follow publishes a new snapshot of each service of the library whenever its files
@@ -95,7 +95,7 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 				r = running{cancel, make(chan struct{}, 1)}
 				all[p.Service] = r
 				work.Go(func() {
-					(&following{lib: l, live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
+					(&following{lib: l, counters: l.countersOf(p.Service), live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
 				})
 			}
 			select {
@@ -115,13 +115,14 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 
 // A following follows one service.
 type following struct {
-	lib     *Library
-	live    *Live
-	cache   *statcache.Cache
-	log     *slog.Logger
-	service string
-	changed <-chan struct{} // another snapshot may have been published
-	report  func(string, *FollowState)
+	lib      *Library
+	counters *followCounters
+	live     *Live
+	cache    *statcache.Cache
+	log      *slog.Logger
+	service  string
+	changed  <-chan struct{} // another snapshot may have been published
+	report   func(string, *FollowState)
 
 	mu    sync.Mutex
 	state FollowState
@@ -173,9 +174,9 @@ func (w *following) follow(ctx context.Context) error {
 	d := newDirty()
 	d.add(change{path: "/", below: true}, time.Now())
 	m := moments{due: time.Now().Add(momentFirst)}
-	var took time.Duration
 	again := newRecapture(w, f)
 	defer again.end()
+	var took time.Duration
 	for {
 		due, wait := d.take(time.Now())
 		wait = min(wait, again.turn(ctx, time.Now()))
@@ -198,6 +199,10 @@ func (w *following) follow(ctx context.Context) error {
 				return err
 			}
 			now := time.Now()
+			if due.paths["/"] {
+				w.counters.rescans.Add(1)
+				w.counters.rescanning.Add(int64(now.Sub(start)))
+			}
 			if published {
 				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
 			}
@@ -221,6 +226,9 @@ func (w *following) follow(ctx context.Context) error {
 				return cmp.Or(context.Cause(ctx), errNotReported)
 			}
 			q.take(func(c change, since time.Time) {
+				if !c.defines {
+					w.counters.events.Add(1)
+				}
 				switch {
 				case f.ofAMoment(c.path):
 					m.changed(since)
@@ -324,6 +332,7 @@ func (w *following) watch(ctx context.Context, f *follower) *queue {
 			if err := q.read(ctx, watcher, f); ctx.Err() != nil {
 				return
 			} else if err != nil {
+				w.counters.lost.Add(1)
 				w.log.Info("all files are looked at", "reason", err)
 				q.put([]change{{path: "/", below: true}}, time.Now())
 				if !errors.Is(err, notify.ErrLost) {

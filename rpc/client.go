@@ -61,6 +61,7 @@ type Client struct {
 	link   *link
 	conn   *grpc.ClientConn
 	rpc    srvfspb.SrvfsClient
+	of     string // the ID of the source whose snapshots are asked for
 }
 
 var _ manifest.Batcher = (*Client)(nil)
@@ -113,6 +114,14 @@ func Dial(source *Source, id *Identity, opts ClientOptions) (*Client, error) {
 	return c, nil
 }
 
+// Of returns a client on the same connection that asks a standby for the snapshots
+// that it has of the source with that ID.
+func (c *Client) Of(source string) *Client {
+	of := *c
+	of.of = source
+	return &of
+}
+
 // Source returns whom the client reads from.
 func (c *Client) Source() *Source { return c.source }
 
@@ -156,6 +165,9 @@ func (c *Client) AwaitLost(ctx context.Context) error {
 	return nil
 }
 
+// Silence returns for how long nothing has come from the source, whatever it says.
+func (c *Client) Silence() time.Duration { return c.link.silence() }
+
 // List returns the services that this host may read.
 func (c *Client) List(ctx context.Context) ([]ServiceInfo, error) {
 	return c.list(ctx, "list", &srvfspb.ListRequest{})
@@ -167,7 +179,7 @@ func (c *Client) History(ctx context.Context, service string) ([]ServiceInfo, er
 	if !manifest.ValidService(service) {
 		return nil, c.wrap(what, fmt.Errorf("%.80q is not a service name: %w", service, manifest.ErrInvalid))
 	}
-	all, err := c.list(ctx, what, &srvfspb.ListRequest{History: service})
+	all, err := c.list(ctx, what, &srvfspb.ListRequest{History: service, Source: c.of})
 	for _, v := range all {
 		if v.Name != service {
 			return nil, c.wrap(what, fmt.Errorf("it sent one of %s: %w", v.Name, manifest.ErrInvalid))
@@ -204,9 +216,16 @@ func decodeInfo(v *srvfspb.Service) (ServiceInfo, error) {
 	if err == nil && (!manifest.ValidService(v.GetName()) || v.GetSequence() == 0) {
 		err = fmt.Errorf("service %.80q with sequence number %d: %w", v.GetName(), v.GetSequence(), manifest.ErrInvalid)
 	}
+	name := ""
+	if source := v.GetSource(); source != "" {
+		if name = cleanName(v.GetSourceName()); err == nil && !validSource(source) {
+			err = fmt.Errorf("service %s of a source %.80q: %w", v.GetName(), source, manifest.ErrInvalid)
+		}
+	}
 	return ServiceInfo{
 		Name: v.GetName(), Sequence: v.GetSequence(), Created: time.Unix(0, v.GetCreated()), Digest: d,
 		Totals: manifest.Totals{Entries: v.GetEntries(), Files: v.GetFiles(), Bytes: v.GetBytes(), Dirs: v.GetDirs()},
+		Source: v.GetSource(), SourceName: name,
 	}, err
 }
 
@@ -217,7 +236,7 @@ func (c *Client) Await(ctx context.Context, service string, have manifest.Digest
 	what := "newest snapshot of " + service
 	var resp *srvfspb.Service
 	err := c.unary(ctx, what, func(ctx context.Context) (err error) {
-		resp, err = c.rpc.Await(ctx, &srvfspb.AwaitRequest{Service: service, Digest: have[:], Milliseconds: uint32(c.opts.deadline().Milliseconds() / 2)})
+		resp, err = c.rpc.Await(ctx, &srvfspb.AwaitRequest{Service: service, Digest: have[:], Milliseconds: uint32(c.opts.deadline().Milliseconds() / 2), Source: c.of})
 		return err
 	})
 	if err != nil {

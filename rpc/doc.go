@@ -17,6 +17,10 @@
 // folder, so that other processes can list and revoke them: a revoked peer's
 // next message, also of a transfer that is under way, is refused.
 //
+// A standby can be a server too, of what it has of other sources ([Relay]): its own
+// key, its own peers. What it says of snapshots is believed as far as it was paired;
+// content is verified by digest, wherever it comes from.
+//
 // # What travels
 //
 // A [Server] answers from a [Provider]. Standbys ask for content by digest; no

@@ -8,6 +8,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"srvfs/manifest"
 )
@@ -57,6 +58,15 @@ func (l *Lanes) AwaitConnected(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// Silence returns for how long nothing has come on any of the connections.
+func (l *Lanes) Silence() time.Duration {
+	least := l.clients[0].Silence()
+	for _, c := range l.clients[1:] {
+		least = min(least, c.Silence())
+	}
+	return least
 }
 
 // Close ends all calls under way with an error.

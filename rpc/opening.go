@@ -44,7 +44,7 @@ func (c *Client) Open(ctx context.Context, ref manifest.Ref) (_ *Opening, err er
 		}
 	}()
 	err = o.watch.await(func() (err error) {
-		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: ref.Sequence, By: ref.By})
+		o.stream, err = c.rpc.Snapshot(o.watch.ctx, &srvfspb.SnapshotRequest{Service: service, Sequence: ref.Sequence, By: ref.By, Source: c.of})
 		return err
 	})
 	var raw []byte

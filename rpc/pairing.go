@@ -155,7 +155,7 @@ func (p *Peers) prune(limit time.Time) error {
 // one succeeds. Every refusal wraps ErrDenied and says why.
 func (p *Peers) redeem(secret []byte, f Fingerprint, name, address string) (Peer, error) {
 	deny := func(format string, args ...any) (Peer, error) {
-		return Peer{}, fmt.Errorf("token %s; make a new one with `srvd pair`: %w", fmt.Sprintf(format, args...), manifest.ErrDenied)
+		return Peer{}, fmt.Errorf("token %s; make a new one with `%s`: %w", fmt.Sprintf(format, args...), p.pair, manifest.ErrDenied)
 	}
 	if len(secret) != secretSize {
 		return Peer{}, fmt.Errorf("secret of %d bytes: %w", len(secret), manifest.ErrInvalid)

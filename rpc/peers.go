@@ -42,7 +42,8 @@ func (p *Peer) May(service string) bool {
 // are made one at a time under a lock file, and readers need no lock. A Peers
 // may be used by several goroutines.
 type Peers struct {
-	dir string
+	dir        string
+	pair, list string // the commands of this host that make a token, and list peers
 
 	mu    sync.Mutex
 	cache map[Fingerprint]cachedPeer
@@ -62,13 +63,17 @@ const (
 
 // OpenPeers opens the peers that are kept in the source's state folder dir,
 // which must exist.
-func OpenPeers(dir string) (*Peers, error) {
+func OpenPeers(dir string) (*Peers, error) { return OpenPeersOf(dir, "srvd pair", "srvd peers") }
+
+// OpenPeersOf is OpenPeers for a host where other commands make a token and list the
+// peers.
+func OpenPeersOf(dir, pair, list string) (*Peers, error) {
 	for _, sub := range []string{"peers", "tokens"} {
 		if err := os.Mkdir(filepath.Join(dir, sub), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("peers: %w", err)
 		}
 	}
-	return &Peers{dir: dir, cache: map[Fingerprint]cachedPeer{}}, nil
+	return &Peers{dir: dir, pair: pair, list: list, cache: map[Fingerprint]cachedPeer{}}, nil
 }
 
 // List returns the peers that may read, by the time they were paired. A file
@@ -106,7 +111,7 @@ func (p *Peers) Revoke(id string) (string, error) {
 	case len(id) < minPrefix:
 		return "", fmt.Errorf("revoke %q: give at least %d characters: %w", id, minPrefix, manifest.ErrInvalid)
 	case n == 0:
-		return "", fmt.Errorf("revoke %.80q: no such peer or token (`srvd peers` lists them): %w", id, manifest.ErrNotFound)
+		return "", fmt.Errorf("revoke %.80q: no such peer or token (`%s` lists them): %w", id, p.list, manifest.ErrNotFound)
 	case n > 1:
 		return "", fmt.Errorf("revoke %.80q: %d peers and tokens begin so, give more of it: %w", id, n, manifest.ErrInvalid)
 	}
@@ -127,7 +132,7 @@ func (p *Peers) lookup(f Fingerprint) (Peer, error) {
 	st, err := os.Stat(name)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
-			return Peer{}, fmt.Errorf("host %s is not paired with this source: run `srvd pair` here and `srvfs pair TOKEN` there: %w", f.ID(), manifest.ErrDenied)
+			return Peer{}, fmt.Errorf("host %s is not paired with this source: run `%s` here and `srvfs pair TOKEN` there: %w", f.ID(), p.pair, manifest.ErrDenied)
 		}
 		return Peer{}, fmt.Errorf("peer %s: %w", f.ID(), err)
 	}
@@ -150,8 +155,8 @@ func (p *Peers) lookup(f Fingerprint) (Peer, error) {
 		p.mu.Unlock()
 	}
 	if !c.peer.Revoked.IsZero() {
-		return Peer{}, fmt.Errorf("peer %s was revoked on %s: run `srvd pair` here and `srvfs pair TOKEN` there to let it in again: %w",
-			f.ID(), c.peer.Revoked.Format(time.DateTime), manifest.ErrDenied)
+		return Peer{}, fmt.Errorf("peer %s was revoked on %s: run `%s` here and `srvfs pair TOKEN` there to let it in again: %w",
+			f.ID(), c.peer.Revoked.Format(time.DateTime), p.pair, manifest.ErrDenied)
 	}
 	return c.peer, nil
 }

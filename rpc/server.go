@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -28,6 +29,10 @@ type ServiceInfo struct {
 	Created  time.Time
 	Digest   manifest.Digest // of the newest snapshot's encoded form
 	Totals   manifest.Totals
+	// Source is the ID of the source that a standby has the service of, and
+	// SourceName what that source calls itself; both are empty where the source
+	// itself says what it offers.
+	Source, SourceName string
 }
 
 // A Provider is what a Server serves. Its methods are called by many goroutines.
@@ -52,6 +57,38 @@ type Provider interface {
 	// service there looked for in vain, at most [manifest.MaxMisses]. It returns a
 	// verdict for each.
 	Missed(ctx context.Context, service, standby string, paths []string) ([]manifest.Verdict, error)
+}
+
+// A Relay is the Provider of a standby, which offers what it has of other sources. Its
+// own methods are for a standby that does not say of which source, or takes this host
+// for one: of a service of that name there must be one only.
+type Relay interface {
+	Provider
+	// Of returns what is offered of the source with that ID; its Services and Origin
+	// are not called. The error wraps ErrNotFound if there is nothing.
+	Of(source string) (Provider, error)
+}
+
+// validSource reports whether s can be the ID of a source.
+func validSource(s string) bool {
+	return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool {
+		return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z')
+	})
+}
+
+// of returns what is offered of a source; of whichever if that is empty.
+func (s *Server) of(source string) (Provider, error) {
+	if source == "" || source == s.identity.Fingerprint().ID() {
+		return s.provider, nil
+	}
+	if !validSource(source) {
+		return nil, fmt.Errorf("source %.80q: not an ID: %w", source, manifest.ErrInvalid)
+	}
+	relay, ok := s.provider.(Relay)
+	if !ok {
+		return nil, fmt.Errorf("source %s: this host offers services of its own only: %w", source, manifest.ErrNotFound)
+	}
+	return relay.Of(source)
 }
 
 // ServerOptions are what a Server can be told; the zero value is good.
@@ -82,6 +119,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	streams map[Fingerprint]int // calls under way
+	ledger  ledger
 }
 
 // NewServer returns a server that lets in the peers and serves what the
@@ -110,6 +148,7 @@ func NewServer(id *Identity, peers *Peers, provider Provider, opts ServerOptions
 		identity: id, peers: peers, provider: provider, opts: opts, log: opts.Log,
 		pairs:   newLimiter(opts.PairsPerMinute, time.Minute),
 		streams: map[Fingerprint]int{},
+		ledger:  ledger{calls: map[string]uint64{}, of: map[string]Served{}, conns: map[string]Fingerprint{}},
 	}
 }
 
@@ -155,7 +194,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	)
 	srvfspb.RegisterSrvfsServer(g, handlers{srv: s})
 	ended := make(chan error, 1)
-	go func() { ended <- g.Serve(newListener(l, s.opts.MaxConns)) }()
+	go func() { ended <- g.Serve(newListener(l, s.opts.MaxConns, s.came, s.gone)) }()
 	select {
 	case err := <-ended:
 		g.Stop()
@@ -189,7 +228,8 @@ func (h handlers) Pair(ctx context.Context, req *srvfspb.PairRequest) (*srvfspb.
 		return nil, err
 	}
 	h.srv.log.Info("paired", "peer", p.ID(), "name", p.Name, "address", p.Address, "services", p.Services)
-	return &srvfspb.PairResponse{Name: h.srv.opts.Name, Services: p.Services}, nil
+	_, standby := h.srv.provider.(Relay)
+	return &srvfspb.PairResponse{Name: h.srv.opts.Name, Services: p.Services, Standby: standby}, nil
 }
 
 func (h handlers) List(ctx context.Context, req *srvfspb.ListRequest) (*srvfspb.ListResponse, error) {
@@ -202,7 +242,11 @@ func (h handlers) List(ctx context.Context, req *srvfspb.ListRequest) (*srvfspb.
 		if !c.may(name) {
 			return nil, fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
 		}
-		list = func(ctx context.Context) ([]ServiceInfo, error) { return h.srv.provider.History(ctx, name) }
+		offer, err := h.srv.of(req.GetSource())
+		if err != nil {
+			return nil, err
+		}
+		list = func(ctx context.Context) ([]ServiceInfo, error) { return offer.History(ctx, name) }
 	}
 	infos, err := list(ctx)
 	if err != nil {
@@ -222,6 +266,7 @@ func (v *ServiceInfo) encode() *srvfspb.Service {
 	return &srvfspb.Service{
 		Name: v.Name, Sequence: v.Sequence, Created: v.Created.UnixNano(), Digest: v.Digest[:],
 		Entries: v.Totals.Entries, Files: v.Totals.Files, Bytes: v.Totals.Bytes, Dirs: v.Totals.Dirs,
+		Source: v.Source, SourceName: v.SourceName,
 	}
 }
 
@@ -245,7 +290,11 @@ func (h handlers) Await(ctx context.Context, req *srvfspb.AwaitRequest) (*srvfsp
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(time.Duration(req.GetMilliseconds())*time.Millisecond, awaitMost))
 	defer cancel()
-	v, err := h.srv.provider.Await(ctx, name, have)
+	offer, err := h.srv.of(req.GetSource())
+	if err != nil {
+		return nil, err
+	}
+	v, err := offer.Await(ctx, name, have)
 	if err != nil {
 		return nil, err
 	}
@@ -269,7 +318,11 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 	if !c.may(name) {
 		return fmt.Errorf("service %s: this host was not paired for it: %w", name, manifest.ErrDenied)
 	}
-	b, err := h.srv.provider.Snapshot(ctx, manifest.Ref{Service: name, Sequence: req.GetSequence(), By: req.GetBy()})
+	offer, err := h.srv.of(req.GetSource())
+	if err != nil {
+		return err
+	}
+	b, err := offer.Snapshot(ctx, manifest.Ref{Service: name, Sequence: req.GetSequence(), By: req.GetBy()})
 	if err != nil {
 		return err
 	}
@@ -285,6 +338,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		}
 		rest = rest[n:]
 	}
+	h.srv.count(name, 1, len(b))
 	s, err := manifest.DecodeSnapshot(b)
 	if err != nil {
 		return fmt.Errorf("service %s: %w", name, err)
@@ -300,6 +354,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		if left -= len(page); left < 0 {
 			return enough
 		}
+		h.srv.count(name, 1, len(page))
 		data, raw := pk.pack(page)
 		return out.Send(&srvfspb.Piece{Data: data, Raw: raw, Metadata: true})
 	})
@@ -371,13 +426,20 @@ func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer
 		return err
 	}
 	ctx := out.Context()
-	body, err := h.srv.provider.Origin(callerOf(ctx).may).Fetch(ctx, r.Digest, r.Off, r.Len)
+	origin := h.srv.provider.Origin(callerOf(ctx).may)
+	body, err := origin.Fetch(ctx, r.Digest, r.Off, r.Len)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
 	var pk packer
-	for sent := int64(0); ; {
+	sent := int64(0)
+	given := attribution{origin: origin}
+	defer func() {
+		given.add(r.Digest, int(sent))
+		given.enter(h.srv)
+	}()
+	for {
 		want := int64(pieceSize)
 		if r.Len >= 0 {
 			want = min(want, r.Len-sent)
@@ -446,19 +508,27 @@ func (h handlers) FetchBatch(req *srvfspb.FetchBatchRequest, out srvfspb.Srvfs_F
 	defer w.close()
 	may := callerOf(ctx).may
 	origin := h.srv.provider.Origin(may)
-	packed := h.srv.packs.find(may, want)
+	packed, whose := h.srv.packs.find(may, want)
+	given := attribution{origin: origin}
+	defer func() { given.enter(h.srv) }()
 	for i := 0; i < len(want); {
 		if packed[i] != nil {
 			if err := w.addPacked(i, packed[i]); err != nil {
 				return err
 			}
+			given.addTo(whose[i], int(want[i].Len))
 			i++
 			continue
 		}
 		first := i
 		for i++; i < len(want) && packed[i] == nil; i++ {
 		}
-		if err := origin.FetchBatch(ctx, want[first:i], func(k int, data []byte, err error) error { return w.add(first+k, data, err) }); err != nil {
+		if err := origin.FetchBatch(ctx, want[first:i], func(k int, data []byte, err error) error {
+			if err == nil {
+				given.add(want[first+k].Digest, len(data))
+			}
+			return w.add(first+k, data, err)
+		}); err != nil {
 			return err
 		}
 	}

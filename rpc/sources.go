@@ -25,6 +25,8 @@ type Source struct {
 	Fingerprint Fingerprint `json:"fingerprint"`
 	Services    []string    `json:"services,omitempty"` // that it was paired for; empty: all
 	Paired      time.Time   `json:"paired"`
+	// Standby says that it is one, which offers what it has of other sources.
+	Standby bool `json:"standby,omitempty"`
 }
 
 // String returns the source's name and its first address, for people.
@@ -73,7 +75,7 @@ func (s *Sources) Pair(ctx context.Context, id *Identity, token string, opts Cli
 	if err != nil {
 		return nil, err
 	}
-	src = &Source{Name: cleanName(resp.GetName()), Addresses: preferred(t.Addresses, c.link.address()), Fingerprint: t.Fingerprint, Paired: time.Now()}
+	src = &Source{Name: cleanName(resp.GetName()), Addresses: preferred(t.Addresses, c.link.address()), Fingerprint: t.Fingerprint, Paired: time.Now(), Standby: resp.GetStandby()}
 	for _, v := range resp.GetServices() {
 		if !manifest.ValidService(v) || len(src.Services) >= maxServices {
 			return nil, c.wrap("pair", fmt.Errorf("it names a service %.80q: %w", v, manifest.ErrInvalid))

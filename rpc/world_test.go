@@ -249,8 +249,9 @@ type world struct {
 	source  *Identity
 	peers   *Peers
 	addr    string
-	stop    func() // ends the server and waits for it
-	packing bool   // before it serves
+	stop    func()   // ends the server and waits for it
+	packing bool     // before it serves
+	offer   Provider // that it serves; nil: lib
 	standby *Identity
 	sources *Sources
 }
@@ -290,7 +291,11 @@ func (w *world) serve(addr string, opts ServerOptions) {
 	w.addr = l.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
-	server := NewServer(w.source, w.peers, w.lib, opts)
+	var offer Provider = w.lib
+	if w.offer != nil {
+		offer = w.offer
+	}
+	server := NewServer(w.source, w.peers, offer, opts)
 	if w.packing {
 		if err := server.Pack(ctx); err != nil {
 			w.t.Fatal(err)

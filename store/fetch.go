@@ -6,65 +6,16 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"srvfs/manifest"
-)
-
-const (
-	// patience is how long a source may be silent while there is another to ask.
-	patience = time.Second
-	// restFor is how long a source that failed is left alone.
-	restFor = time.Second
 )
 
 var (
 	errSilent   = errors.New("no byte for too long")
 	errDeadline = errors.New("deadline exceeded")
 )
-
-// A source is a Source with its state.
-type source struct {
-	Source
-	demand, bulk rest
-}
-
-// rest is the state of one way to a source.
-type rest struct {
-	mu     sync.Mutex
-	until  time.Time // not asked before
-	reason error
-}
-
-// rest returns the state of the way that is asked.
-func (o *source) rest(background bool) *rest {
-	if background && o.Bulk != nil {
-		return &o.bulk
-	}
-	return &o.demand
-}
-
-// resting returns why the source is left alone, or nil.
-func (o *rest) resting() error {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if time.Now().Before(o.until) {
-		return fmt.Errorf("failed a moment ago: %w", o.reason)
-	}
-	return nil
-}
-
-// failed puts the source to rest if its error is not about one content only.
-func (o *rest) failed(err error) {
-	for _, e := range []error{manifest.ErrNotFound, manifest.ErrStale, manifest.ErrCorrupt, manifest.ErrInvalid} {
-		if errors.Is(err, e) {
-			return
-		}
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.until, o.reason = time.Now().Add(restFor), err
-}
 
 // A job is a range of one content to be brought in, in pieces that can be
 // verified one by one.
@@ -85,11 +36,14 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 	start := time.Now()
 	deadline := start.Add(r.store.deadline)
 	failure := &FetchError{What: j.what, Digest: j.digest}
-	for i, o := range r.sources {
+	order := r.order(j.background)
+	for i := range order {
+		o := &order[i]
 		began := time.Now()
 		err := o.rest(j.background).resting()
 		if err == nil {
-			if err = r.attempt(ctx, o, &j, r.patience(i, j.background), &deadline); err == nil {
+			if err = r.attempt(ctx, o, &j, r.patience(order[i:], j.background), &deadline); err == nil {
+				o.rest(j.background).answered(nil)
 				return nil
 			}
 			if ctx.Err() != nil {
@@ -98,7 +52,7 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 			if isLocal(err) {
 				return err
 			}
-			o.rest(j.background).failed(err)
+			o.rest(j.background).answered(err)
 			r.blame(o, j.what, j.digest, err)
 		}
 		failure.Attempts = append(failure.Attempts, Attempt{Source: o.Name, Err: err, Took: time.Since(began)})
@@ -107,20 +61,11 @@ func (r *Reader) bring(ctx context.Context, j job) error {
 	return failure
 }
 
-// patience returns how long source i may be silent.
-func (r *Reader) patience(i int, background bool) time.Duration {
-	for _, o := range r.sources[i+1:] {
-		if o.rest(background).resting() == nil {
-			return min(patience, r.store.deadline/2)
-		}
-	}
-	return r.store.deadline
-}
-
 // blame notes that a source sent wrong bytes, if that is what err says.
-func (r *Reader) blame(o *source, what string, d manifest.Digest, err error) {
+func (r *Reader) blame(o *Source, what string, d manifest.Digest, err error) {
 	if errors.Is(err, manifest.ErrCorrupt) {
 		r.store.stats.badFromSource.add(1)
+		o.Health.blame(what)
 		if r.store.quiet.pass("corrupt " + o.Name + d.Hex()) {
 			r.store.log.Warn("a source sent wrong bytes", "source", o.Name, "path", what, "digest", d.Hex(), "err", err)
 		}
@@ -128,8 +73,8 @@ func (r *Reader) blame(o *source, what string, d manifest.Digest, err error) {
 }
 
 // attempt does as much of the job as one source can.
-func (r *Reader) attempt(ctx context.Context, o *source, j *job, patience time.Duration, deadline *time.Time) (err error) {
-	w := watch(ctx, patience, *deadline)
+func (r *Reader) attempt(ctx context.Context, o *Source, j *job, patience time.Duration, deadline *time.Time) (err error) {
+	w := watch(ctx, patience, *deadline, nil)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
 	body, err := o.way(j.background).Fetch(w.ctx, j.digest, j.off, j.n)
@@ -158,6 +103,7 @@ func (r *Reader) attempt(ctx context.Context, o *source, j *job, patience time.D
 		if err := j.accept(j.off, data); err != nil {
 			return err
 		}
+		r.got(o, len(data))
 		j.off += int64(len(data))
 		j.n -= int64(len(data))
 		*deadline = time.Now().Add(r.store.deadline)
@@ -172,25 +118,48 @@ type watcher struct {
 	cancel        context.CancelCauseFunc
 	silence       time.Duration
 	silent, total *time.Timer
+	heard         Listener // if not nil, knows better than we when something came
+	paused        atomic.Bool
 }
 
-func watch(ctx context.Context, silence time.Duration, deadline time.Time) *watcher {
-	w := &watcher{silence: silence}
+// A Listener is an origin that knows for how long it has heard nothing at all of its
+// other side. Of a long answer on a slow wire nothing else shows that it is coming.
+type Listener interface{ Silence() time.Duration }
+
+func watch(ctx context.Context, silence time.Duration, deadline time.Time, heard Listener) *watcher {
+	w := &watcher{silence: silence, heard: heard}
 	w.ctx, w.cancel = context.WithCancelCause(ctx)
-	w.silent = time.AfterFunc(silence, func() { w.cancel(errSilent) })
+	w.silent = time.AfterFunc(time.Hour, w.quiet)
+	w.silent.Reset(silence)
 	w.total = time.AfterFunc(time.Until(deadline), func() { w.cancel(errDeadline) })
 	return w
+}
+
+// quiet is called when nothing has come for as long as is borne, as far as we know.
+func (w *watcher) quiet() {
+	if w.paused.Load() {
+		return
+	}
+	if w.heard != nil {
+		if ago := w.heard.Silence(); ago < w.silence {
+			w.silent.Reset(w.silence - ago)
+			return
+		}
+	}
+	w.cancel(errSilent)
 }
 
 func (w *watcher) alive() { w.silent.Reset(w.silence) }
 
 // pause stops the clocks while we are at work ourselves.
 func (w *watcher) pause() {
+	w.paused.Store(true)
 	w.silent.Stop()
 	w.total.Stop()
 }
 
 func (w *watcher) resume(deadline time.Time) {
+	w.paused.Store(false)
 	w.silent.Reset(w.silence)
 	w.total.Reset(time.Until(deadline))
 }
@@ -225,27 +194,40 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 	}
 	start := time.Now()
 	deadline := start.Add(r.store.deadline) // moves on with each answer
-	for n, o := range r.sources {
+	order := r.order(background)
+	for n := range order {
 		if len(left) == 0 {
 			break
 		}
+		o := &order[n]
 		began := time.Now()
 		errs := map[int]error{}
-		if err := o.rest(background).resting(); err != nil {
+		some := false // of them it has sent
+		resting := o.rest(background).resting()
+		if err := resting; err != nil {
 			for _, i := range left {
 				errs[i] = err
 			}
 		} else {
-			silence := r.patience(n, background)
-			if background {
+			silence := r.patience(order[n:], background)
+			if _, ok := o.way(background).(Listener); background && !ok {
 				silence = r.store.deadline // one answer may be a MiB, and the wire slow
 			}
-			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, accept})
+			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, func(i int, data []byte) error {
+				err := accept(i, data)
+				if err == nil {
+					r.got(o, len(data))
+				}
+				return err
+			}})
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
 			if err != nil {
 				return nil, err
+			}
+			if some = len(errs) < len(left); some {
+				o.rest(background).answered(nil)
 			}
 		}
 		for _, i := range left {
@@ -253,7 +235,9 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if err == nil {
 				continue
 			}
-			o.rest(background).failed(err)
+			if resting == nil && (!some || !about(err)) {
+				o.rest(background).answered(err)
+			}
 			r.blame(o, want[i].what, want[i].Digest, err)
 			if failed[i] == nil {
 				failed[i] = &FetchError{What: want[i].what, Digest: want[i].Digest}
@@ -305,7 +289,7 @@ func (q *request) answer(i int, data []byte, err error) error {
 }
 
 // exchange asks one source. What it returns is an error of ours.
-func (r *Reader) exchange(ctx context.Context, o *source, q request) error {
+func (r *Reader) exchange(ctx context.Context, o *Source, q request) error {
 	b, ok := o.way(q.background).(manifest.Batcher)
 	if !ok {
 		return r.each(ctx, o, q)
@@ -316,7 +300,11 @@ func (r *Reader) exchange(ctx context.Context, o *source, q request) error {
 		for i, k := range part {
 			ranges[i] = q.want[k].Range
 		}
-		w := watch(ctx, q.silence, *q.deadline)
+		var heard Listener
+		if q.background {
+			heard, _ = o.way(true).(Listener)
+		}
+		w := watch(ctx, q.silence, *q.deadline, heard)
 		r.store.stats.fetches.add(1)
 		answered := 0
 		err := b.FetchBatch(w.ctx, ranges, func(i int, data []byte, err error) error {
@@ -348,7 +336,7 @@ func (r *Reader) exchange(ctx context.Context, o *source, q request) error {
 
 // each is exchange for a source that takes one request at a time: several run
 // in parallel.
-func (r *Reader) each(ctx context.Context, o *source, q request) error {
+func (r *Reader) each(ctx context.Context, o *Source, q request) error {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex // of ours and the request
@@ -385,8 +373,8 @@ func (r *Reader) each(ctx context.Context, o *source, q request) error {
 }
 
 // whole fetches one range into memory.
-func (r *Reader) whole(ctx context.Context, o *source, g manifest.Range, q request, deadline time.Time) (data []byte, err error) {
-	w := watch(ctx, q.silence, deadline)
+func (r *Reader) whole(ctx context.Context, o *Source, g manifest.Range, q request, deadline time.Time) (data []byte, err error) {
+	w := watch(ctx, q.silence, deadline, nil)
 	defer func() { err = w.end(err) }()
 	r.store.stats.fetches.add(1)
 	body, err := o.way(q.background).Fetch(w.ctx, g.Digest, g.Off, g.Len)

@@ -349,7 +349,7 @@ func (p *prefetch) lose(c manifest.Content, err error) {
 
 // allResting reports whether no source would be asked now.
 func (r *Reader) allResting() bool {
-	for _, o := range r.sources {
+	for _, o := range r.sources() {
 		if o.rest(true).resting() == nil {
 			return false
 		}

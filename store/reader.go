@@ -17,6 +17,11 @@ type Source struct {
 	// Bulk is the same origin on another way, for transfers that the reads
 	// somebody waits for should overtake; nil: there is one way for all.
 	Bulk manifest.Origin
+	// Rank is its place in the order in which sources are asked: the lowest first, and
+	// of those that have the same the nearest.
+	Rank int
+	// Health is shared by all Sources that lead to the same place; nil: by nobody.
+	Health *Health
 }
 
 // way returns the origin to ask.
@@ -31,21 +36,35 @@ func (s *Source) way(background bool) manifest.Origin {
 // identical files, then from its sources in order.
 type Reader struct {
 	store   *Store
-	sources []*source
+	sources func() []Source // each with a Health
+	rate    meter
 	stream  atomic.Pointer[stream] // the one under way, or the last
 }
 
-// Reader returns a Reader that asks these sources, in this order, for what
-// neither the store nor the host has. Without sources it reads what is there.
+// Reader returns a Reader that asks these sources for what neither the store nor the
+// host has: by their rank, and in this order. Without sources it reads what is there.
 // It needs no closing; it must not be used after the store was closed.
 func (s *Store) Reader(sources ...Source) *Reader {
-	r := &Reader{store: s}
-	for _, o := range sources {
-		r.sources = append(r.sources, &source{Source: o})
+	for i := range sources {
+		if sources[i].Health == nil {
+			sources[i].Health = &Health{}
+		}
 	}
-	s.host.prepare(s)
-	return r
+	return s.ReaderOf(func() []Source { return sources })
 }
+
+// ReaderOf is Reader for sources that come and go: whenever content is to be fetched
+// it asks which there are. Each must have a Health.
+func (s *Store) ReaderOf(sources func() []Source) *Reader {
+	s.host.prepare(s)
+	return &Reader{store: s, sources: sources}
+}
+
+// Sources returns where content comes from now, in the order in which it is asked for.
+func (r *Reader) Sources() []Source { return r.order(false) }
+
+// BlobDir is [Store.BlobDir].
+func (r *Reader) BlobDir() string { return r.store.BlobDir() }
 
 // Meta returns directory pages and chunk lists by digest, in the order asked,
 // verified, and keeps them. What is not in the store is asked for in one batch

@@ -33,8 +33,13 @@ type status struct {
 // status returns what the standby says of a service or mountpoint.
 func (s *site) status(name string) status {
 	s.Helper()
+	return s.statusOn(s.standby, name)
+}
+
+func (s *site) statusOn(h *world.Host, name string) status {
+	s.Helper()
 	var all []status
-	if err := json.Unmarshal([]byte(s.on(s.standby, "srvfs status --json "+name)), &all); err != nil {
+	if err := json.Unmarshal([]byte(s.on(h, "srvfs status --json "+name)), &all); err != nil {
 		s.Fatal(err)
 	}
 	if len(all) != 1 {

@@ -64,6 +64,7 @@ Conffiles:
  /etc/web.conf 0123456789abcdef0123456789abcdef
  /etc/old name 0123456789abcdef0123456789abcde0 obsolete
  /etc/new newconffile
+ /etc/away newconffile remove-on-upgrade
 
 Package: libx
 Status: install ok installed

@@ -157,7 +157,9 @@ func (db *database) Conffiles(id string) ([]string, error) {
 	c := canonicalizer{db: db, p: p}
 	var paths []string
 	for _, f := range p.conffiles {
-		paths = append(paths, c.path(f.path))
+		if !f.removed {
+			paths = append(paths, c.path(f.path))
+		}
 	}
 	return paths, nil
 }

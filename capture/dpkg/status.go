@@ -13,6 +13,8 @@ const maxPackages = 1 << 18
 // A conffile is one line of the field Conffiles.
 type conffile struct {
 	path, md5 string // md5 is empty if dpkg does not know it yet
+	// removed: an earlier version of the package had it, and dpkg is to remove it.
+	removed bool
 }
 
 // A stanza is what one paragraph of a status file says of a package.
@@ -146,6 +148,7 @@ func validName(s string) bool {
 // parseConffile reads " /etc/nginx/nginx.conf 0123... [obsolete]".
 func parseConffile(l string) (conffile, bool) {
 	l = strings.TrimSpace(l)
+	var c conffile
 	for {
 		rest, word, ok := cutLast(l)
 		if !ok {
@@ -153,12 +156,13 @@ func parseConffile(l string) (conffile, bool) {
 		}
 		if word == "obsolete" || word == "remove-on-upgrade" {
 			l = rest
+			c.removed = c.removed || word == "remove-on-upgrade"
 			continue
 		}
 		if rest == "" || rest[0] != '/' {
 			return conffile{}, false
 		}
-		c := conffile{path: rest}
+		c.path = rest
 		if isMD5(word) {
 			c.md5 = word
 		}

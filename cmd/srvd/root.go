@@ -32,7 +32,7 @@ and serves snapshots to hosts that were paired with this one.`,
 	})
 	root.PersistentFlags().StringVar(&p.state, "state", capture.DefaultState, "folder of keys, peers and snapshots")
 	root.PersistentFlags().BoolVarP(&p.verbose, "verbose", "v", false, "log what is done, on standard error")
-	root.AddCommand(p.captureCmd(), p.listCmd(), p.showCmd(), p.whyCmd(), p.diffCmd(), p.missesCmd(), p.removeCmd(), p.serveCmd(), p.statusCmd(), p.pairCmd(), p.peersCmd())
+	root.AddCommand(p.captureCmd(), p.listCmd(), p.showCmd(), p.whyCmd(), p.diffCmd(), p.missesCmd(), p.removeCmd(), p.archiveCmd(), p.serveCmd(), p.statusCmd(), p.pairCmd(), p.peersCmd())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 
 func (p *program) followCmd() *cobra.Command {
 	var namesOnly bool
+	var from archiveFlags
 	c := &cobra.Command{
 		Use:   "follow HOST[:PORT]/SERVICE",
 		Short: "keep this host up to date with a service",
@@ -33,9 +34,13 @@ it is. What is needed no more is collected from time to time.
 			if !snapshot.Newest() {
 				return cli.UsageError(c, "%s: what is followed is the newest snapshot", args[0])
 			}
+			if snapshot.Archive, err = from.fallback(c); err != nil {
+				return err
+			}
 			return p.do(c.Context(), "follow", control.Call{Snapshot: snapshot, Force: namesOnly}, steps{c.OutOrStdout()}, nil)
 		},
 	}
+	from.add(c)
 	c.Flags().BoolVar(&namesOnly, "no-prefetch", false, "bring the snapshots only, and no content")
 	return c
 }

@@ -18,8 +18,9 @@ import (
 const helperName = "mount.fuse.srvfs"
 
 func (p *program) mountCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:   "mount HOST[:PORT]/SERVICE[@SNAPSHOT] MOUNTPOINT",
+	var from archiveFlags
+	c := &cobra.Command{
+		Use:   "mount (HOST[:PORT]/SERVICE | ARCHIVE)[@SNAPSHOT] MOUNTPOINT",
 		Short: "mount a service's snapshot as a read-only view",
 		Long: `Mount shows the newest snapshot of a service at an empty folder, or an earlier one
 (@12, or @2026-01-31T12:00: what was the newest then), and returns when the view answers. Names and attributes are there at once; the content of a file
@@ -27,25 +28,29 @@ is read from this host's own identical file or from the store, and fetched from
 the source when neither has it. If the source can't be asked, the snapshot that
 is stored here is shown.
 
+` + archiveHelp + `
+
 mount(8) and /etc/fstab work too: mount -t fuse.srvfs HOST/SERVICE MOUNTPOINT
 
 ` + cli.Codes,
-		Example: "  srvfs mount alpha/web /srv/web\n  srvfs mount alpha/web@12 /mnt/before\n  mount -t fuse.srvfs alpha/web /srv/web",
-		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
+		Example: "  srvfs mount alpha/web /srv/web\n  srvfs mount alpha/web@12 /mnt/before\n  srvfs mount web.tar /mnt/web\n  mount -t fuse.srvfs alpha/web /srv/web",
+		Args:    cli.Args(2, 2, "HOST[:PORT]/SERVICE or an archive, and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
-			return p.mount(c, args[0], args[1])
+			return p.mount(c, args[0], args[1], &from)
 		},
 	}
+	from.add(c)
+	return c
 }
 
-func (p *program) mount(c *cobra.Command, spec, mountpoint string) error {
+func (p *program) mount(c *cobra.Command, spec, mountpoint string, from *archiveFlags) error {
 	if err := needRoot(c); err != nil {
 		return err
 	}
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		return fmt.Errorf("%w: this kernel has no FUSE, or the module is not loaded: modprobe fuse", err)
 	}
-	snapshot, err := splitSpec(c, spec)
+	snapshot, err := from.split(c, spec)
 	if err != nil {
 		return err
 	}
@@ -106,20 +111,21 @@ func newHelper() *cobra.Command {
 	var options []string
 	var sloppy, fake, ignored bool
 	var kind string
+	var from archiveFlags
 	c := &cobra.Command{
 		Use:   helperName + " HOST[:PORT]/SERVICE MOUNTPOINT [-o OPTIONS]",
 		Short: "mount a view, as a helper of mount(8)",
 		Args:  cli.Args(2, 2, "HOST[:PORT]/SERVICE and a mountpoint"),
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, o := range options {
-				if err := p.mountOption(c, o, sloppy); err != nil {
+				if err := p.mountOption(c, o, sloppy, &from); err != nil {
 					return err
 				}
 			}
 			if err := p.check(c); err != nil || fake {
 				return err
 			}
-			return p.mount(c, args[0], args[1])
+			return p.mount(c, args[0], args[1], &from)
 		},
 	}
 	f := c.Flags()
@@ -132,11 +138,17 @@ func newHelper() *cobra.Command {
 	return c
 }
 
-func (p *program) mountOption(c *cobra.Command, option string, sloppy bool) error {
+func (p *program) mountOption(c *cobra.Command, option string, sloppy bool, from *archiveFlags) error {
 	key, value, _ := strings.Cut(option, "=")
 	switch key {
 	case "state":
 		p.state = value
+	case "archive":
+		from.ref = value
+	case "identity":
+		from.identity = value
+	case "insecure":
+		from.insecure = true
 	case "host_root":
 		p.hostRoot = value
 	case "deadline":

@@ -1,26 +1,25 @@
 package main
 
 import (
+	"errors"
 	"fmt"
-	"os"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/sys/unix"
 
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/manifest"
 )
 
 func (p *program) prefetchCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, verify bool
+	var from archiveFlags
 	c := &cobra.Command{
-		Use:   "prefetch (HOST[:PORT]/SERVICE | NAME)",
+		Use:   "prefetch (HOST[:PORT]/SERVICE | ARCHIVE | NAME)",
 		Short: "bring in all content, so that the source is needed no more",
 		Long: `Prefetch brings everything that a snapshot holds into the store. Identical files of
 this host are pinned (by hard link, reflink or copy), so that upgrading or removing
@@ -37,38 +36,56 @@ prepared, so that its first write does not wait for one: this takes their space 
 second time, unless the state folder's file system has reflinks. --no-prepare
 makes none and removes those there are; a service that runs here remembers it.
 
+--verify first reads everything again that is here, from the disk, and compares it with
+its digests: directories, files, and those of this host that are pinned. What is
+damaged is removed and fetched anew. If no origin has it, each such file is named
+and the exit code is 6.
+
+` + archiveHelp + `
+
 ` + cli.Codes,
-		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web",
+		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web\n  srvfs prefetch web --verify",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that runs here"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
 				return err
 			}
-			call := control.Call{Prepare: prepareFlag(c)}
-			if strings.Contains(args[0], "/") {
-				var err error
-				if call.Snapshot, err = splitSpec(c, args[0]); err != nil {
-					return err
-				}
+			call := control.Call{Prepare: prepareFlag(c), Verify: verify}
+			var err error
+			if isArchive(args[0]) || strings.Contains(args[0], "/") {
+				call.Snapshot, err = from.split(c, args[0])
 			} else {
 				call.Name = args[0]
-			}
-			var out control.Stream
-			var b *bar
-			if _, err := unix.IoctlGetTermios(int(os.Stderr.Fd()), unix.TCGETS); err == nil && !asJSON {
-				b = &bar{}
-				out = b
-			}
-			var r daemon.Prefetched
-			err := p.do(c.Context(), "prefetch", call, out, &r)
-			if b != nil {
-				b.end()
+				call.Archive, err = from.fallback(c)
 			}
 			if err != nil {
 				return err
 			}
+			var b *cli.Bar
+			if !asJSON {
+				b = cli.NewBar()
+			}
+			var r daemon.Prefetched
+			err = p.do(c.Context(), "prefetch", call, shown{b}, &r)
+			b.End()
+			if err != nil {
+				return err
+			}
 			if asJSON {
-				return cli.JSON(c.OutOrStdout(), r)
+				return errors.Join(cli.JSON(c.OutOrStdout(), r), lost(&r))
+			}
+			if v := r.Verified; v != nil {
+				_, _ = fmt.Fprintf(c.OutOrStdout(), "verified: %s, %s, and %s\n", cli.Count(v.Files, "file"), cli.Bytes(v.Bytes), cli.Count(v.Pages, "page"))
+				for _, d := range v.Damaged {
+					state := "fetched anew"
+					if slices.Contains(v.Lost, d) {
+						state = "lost"
+					}
+					_, _ = fmt.Fprintf(c.OutOrStdout(), "damaged: %s: %s\n", d, state)
+				}
+			}
+			if err := lost(&r); err != nil {
+				return err
 			}
 			state := "detached: the source is needed no more"
 			if !r.Content.Detached {
@@ -82,49 +99,22 @@ makes none and removes those there are; a service that runs here remembers it.
 		},
 	}
 	addPrepareFlag(c)
+	from.add(c)
+	c.Flags().BoolVar(&verify, "verify", false, "read everything again that is here, and fetch anew what is damaged")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
 }
 
-// bar shows progress on a terminal: share, bytes, rate, time left, and which files
-// are coming.
-type bar struct {
-	bars *mpb.Progress
-	bar  *mpb.Bar
-	last time.Time
-
-	mu    sync.Mutex // the bar is drawn by a goroutine of its own
-	stage string
-}
-
-func (b *bar) Step(string, time.Duration, string) {}
-
-func (b *bar) Progress(p control.Progress) {
-	now := time.Now()
-	b.mu.Lock()
-	b.stage = p.Stage
-	b.mu.Unlock()
-	if b.bar == nil {
-		b.bars = mpb.New(mpb.WithWidth(40), mpb.WithOutput(os.Stderr))
-		b.bar = b.bars.New(p.TotalBytes, mpb.BarStyle(),
-			mpb.PrependDecorators(decor.CountersKiloByte("% .1f / % .1f")),
-			mpb.AppendDecorators(decor.Percentage(), decor.Name("  "), decor.EwmaSpeed(decor.SizeB1000(0), "% .1f", 30), decor.Name("  left "), decor.EwmaETA(decor.ET_STYLE_GO, 30),
-				decor.Any(func(decor.Statistics) string {
-					b.mu.Lock()
-					defer b.mu.Unlock()
-					return "  " + b.stage
-				})))
-		b.last = now
+// lost is the error of a verification that found damage which nobody can mend.
+func lost(r *daemon.Prefetched) error {
+	if r.Verified == nil || len(r.Verified.Lost) == 0 {
+		return nil
 	}
-	b.bar.SetTotal(p.TotalBytes, false)
-	b.bar.EwmaSetCurrent(p.Bytes, now.Sub(b.last))
-	b.last = now
+	return fmt.Errorf("%s/%s: %s damaged here, and could not be fetched anew: %s: %w\n(%s)", r.Source, r.Service, cli.Count(len(r.Verified.Lost), "file"), r.Verified.Lost, manifest.ErrCorrupt, r.Verified.Reason)
 }
 
-func (b *bar) end() {
-	if b.bar == nil {
-		return
-	}
-	b.bar.Abort(false)
-	b.bars.Wait()
-}
+// shown shows on a terminal how far a command is.
+type shown struct{ *cli.Bar }
+
+func (p shown) Step(string, time.Duration, string) {}
+func (p shown) Progress(c control.Progress)        { p.Show(c.Bytes, c.TotalBytes, c.Stage) }

@@ -44,7 +44,7 @@ mount, and with prefetch it needs the source no more.`,
 	f.DurationVar(&p.deadline, "deadline", 10*time.Second, "how long a read may wait for its source (read when the daemon starts)")
 	f.StringVar(&p.reads, "reads", daemon.ReadsAuto, "who serves the content of a service's root: kernel, view, or auto (read when the daemon starts)")
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { return p.check(c) }
-	root.AddCommand(p.pairCmd(), p.listCmd(), p.diffCmd(), p.mountCmd(), p.umountCmd(), p.runCmd(), p.stopCmd(), p.removeCmd(), p.prefetchCmd(), p.followCmd(), p.unfollowCmd(), p.collectCmd(), p.statusCmd(), p.daemonCmd())
+	root.AddCommand(p.pairCmd(), p.listCmd(), p.diffCmd(), p.mountCmd(), p.umountCmd(), p.runCmd(), p.stopCmd(), p.removeCmd(), p.prefetchCmd(), p.exportCmd(), p.followCmd(), p.unfollowCmd(), p.serveCmd(), p.peersCmd(), p.collectCmd(), p.statusCmd(), p.daemonCmd())
 	return root
 }
 

@@ -25,8 +25,9 @@ func (s steps) Progress(control.Progress) {}
 func (p *program) runCmd() *cobra.Command {
 	var call control.Call
 	var asJSON bool
+	var from archiveFlags
 	c := &cobra.Command{
-		Use:   "run (HOST[:PORT]/SERVICE[@SNAPSHOT] [--name NAME] | NAME[@SNAPSHOT])",
+		Use:   "run ((HOST[:PORT]/SERVICE | ARCHIVE)[@SNAPSHOT] [--name NAME] | NAME[@SNAPSHOT])",
 		Short: "start a service on this host",
 		Long: `Run mounts a service's snapshot, builds a writable root on it, starts the service
 in that root, and returns when its probes answer. It prints how long each step
@@ -37,20 +38,28 @@ A service that ran here before goes on with its snapshot and with what it wrote;
 --update --discard gives that up and starts from the newest snapshot, or from the one
 that is named: @12, @2026-01-31T12:00. A NAME alone starts such a service again. If the source can't be asked, what is stored here is used.
 
+` + archiveHelp + ` What is named
+is remembered.
+
 Files that the service is known to write to, and that srvfs prefetch has prepared
 private copies of, become the service's: its first write waits for no copy.
 --no-prepare leaves them, and is remembered; --no-prepare=false takes it back.
 
+--no-fuse starts a service whose snapshot is detached on a root of plain files: names and
+attributes in a tree on the disk, content in the store, which the kernel joins. No part
+of that needs srvfs any more: should its daemon be killed the service goes on, and the
+next daemon takes it over. What is not detached is refused.
+
 ` + cli.Codes,
-		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web\n  srvfs run alpha/web@12 --name web12",
+		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web\n  srvfs run alpha/web@12 --name web12\n  srvfs run docker://registry.example/web:latest\n  srvfs run alpha/web --archive /backup/web.tar",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that ran here before"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
 				return err
 			}
-			if strings.Contains(args[0], "/") {
+			if isArchive(args[0]) || strings.Contains(args[0], "/") {
 				var err error
-				if call.Snapshot, err = splitSpec(c, args[0]); err != nil {
+				if call.Snapshot, err = from.split(c, args[0]); err != nil {
 					return err
 				}
 			} else if call.Name == "" {
@@ -59,6 +68,9 @@ private copies of, become the service's: its first write waits for no copy.
 					return err
 				}
 				call.Name, call.Sequence, call.By = ref.Service, ref.Sequence, ref.By
+				if call.Archive, err = from.fallback(c); err != nil {
+					return err
+				}
 			} else {
 				return cli.UsageError(c, "--name is for HOST/SERVICE; %q has its name already", args[0])
 			}
@@ -82,7 +94,9 @@ private copies of, become the service's: its first write waits for no copy.
 	c.Flags().BoolVar(&call.Update, "update", false, "move a service that ran here before to the source's newest snapshot; needs --discard")
 	c.Flags().BoolVar(&call.Force, "discard", false, "with --update: give up what the service wrote here")
 	c.Flags().DurationVar(&call.Timeout, "timeout", 30*time.Second, "how long the probes may take to answer")
+	c.Flags().BoolVar(&call.NoFuse, "no-fuse", false, "without FUSE, for a snapshot that is detached")
 	addPrepareFlag(c)
+	from.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
 }

@@ -80,6 +80,7 @@ type PairResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`         // the source's host name, for people
 	Services      []string               `protobuf:"bytes,2,rep,name=services,proto3" json:"services,omitempty"` // empty: all
+	Standby       bool                   `protobuf:"varint,3,opt,name=standby,proto3" json:"standby,omitempty"`  // it is one, and offers what it has of other sources
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -128,9 +129,17 @@ func (x *PairResponse) GetServices() []string {
 	return nil
 }
 
+func (x *PairResponse) GetStandby() bool {
+	if x != nil {
+		return x.Standby
+	}
+	return false
+}
+
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	History       string                 `protobuf:"bytes,1,opt,name=history,proto3" json:"history,omitempty"` // of this service every snapshot that is kept, the latest first
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`   // with history: as in SnapshotRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -168,6 +177,13 @@ func (*ListRequest) Descriptor() ([]byte, []int) {
 func (x *ListRequest) GetHistory() string {
 	if x != nil {
 		return x.History
+	}
+	return ""
+}
+
+func (x *ListRequest) GetSource() string {
+	if x != nil {
+		return x.Source
 	}
 	return ""
 }
@@ -226,6 +242,8 @@ type Service struct {
 	Files         uint64                 `protobuf:"varint,6,opt,name=files,proto3" json:"files,omitempty"`
 	Bytes         uint64                 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	Dirs          uint64                 `protobuf:"varint,8,opt,name=dirs,proto3" json:"dirs,omitempty"`
+	Source        string                 `protobuf:"bytes,9,opt,name=source,proto3" json:"source,omitempty"`                            // from a standby: the ID of the source that it has it of
+	SourceName    string                 `protobuf:"bytes,10,opt,name=source_name,json=sourceName,proto3" json:"source_name,omitempty"` // what that calls itself, for people
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -316,11 +334,26 @@ func (x *Service) GetDirs() uint64 {
 	return 0
 }
 
+func (x *Service) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Service) GetSourceName() string {
+	if x != nil {
+		return x.SourceName
+	}
+	return ""
+}
+
 type AwaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	Digest        []byte                 `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`              // of the encoded snapshot that the standby has; empty: none
 	Milliseconds  uint32                 `protobuf:"varint,3,opt,name=milliseconds,proto3" json:"milliseconds,omitempty"` // how long at most
+	Source        string                 `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`              // as in SnapshotRequest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -376,11 +409,20 @@ func (x *AwaitRequest) GetMilliseconds() uint32 {
 	return 0
 }
 
+func (x *AwaitRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 type SnapshotRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
-	Sequence      uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
-	By            int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Service  string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	Sequence uint64                 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"` // 0: the newest
+	By       int64                  `protobuf:"varint,3,opt,name=by,proto3" json:"by,omitempty"`             // of those made by then, in nanoseconds since 1970; 0: of all
+	// the ID of the source that a standby has the service of; empty: whichever
+	Source        string `protobuf:"bytes,4,opt,name=source,proto3" json:"source,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -434,6 +476,13 @@ func (x *SnapshotRequest) GetBy() int64 {
 		return x.By
 	}
 	return 0
+}
+
+func (x *SnapshotRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
 }
 
 // A Range is len bytes of a content from off; a negative len means to its end.
@@ -965,14 +1014,16 @@ const file_srvfs_proto_rawDesc = "" +
 	"\vsrvfs.proto\x12\bsrvfs.v1\"9\n" +
 	"\vPairRequest\x12\x16\n" +
 	"\x06secret\x18\x01 \x01(\fR\x06secret\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\">\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"X\n" +
 	"\fPairResponse\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
-	"\bservices\x18\x02 \x03(\tR\bservices\"'\n" +
+	"\bservices\x18\x02 \x03(\tR\bservices\x12\x18\n" +
+	"\astandby\x18\x03 \x01(\bR\astandby\"?\n" +
 	"\vListRequest\x12\x18\n" +
-	"\ahistory\x18\x01 \x01(\tR\ahistory\"=\n" +
+	"\ahistory\x18\x01 \x01(\tR\ahistory\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source\"=\n" +
 	"\fListResponse\x12-\n" +
-	"\bservices\x18\x01 \x03(\v2\x11.srvfs.v1.ServiceR\bservices\"\xc5\x01\n" +
+	"\bservices\x18\x01 \x03(\v2\x11.srvfs.v1.ServiceR\bservices\"\xfe\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x18\n" +
@@ -981,15 +1032,21 @@ const file_srvfs_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x04R\aentries\x12\x14\n" +
 	"\x05files\x18\x06 \x01(\x04R\x05files\x12\x14\n" +
 	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x12\n" +
-	"\x04dirs\x18\b \x01(\x04R\x04dirs\"d\n" +
+	"\x04dirs\x18\b \x01(\x04R\x04dirs\x12\x16\n" +
+	"\x06source\x18\t \x01(\tR\x06source\x12\x1f\n" +
+	"\vsource_name\x18\n" +
+	" \x01(\tR\n" +
+	"sourceName\"|\n" +
 	"\fAwaitRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\fR\x06digest\x12\"\n" +
-	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"W\n" +
+	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\"o\n" +
 	"\x0fSnapshotRequest\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x0e\n" +
-	"\x02by\x18\x03 \x01(\x03R\x02by\"C\n" +
+	"\x02by\x18\x03 \x01(\x03R\x02by\x12\x16\n" +
+	"\x06source\x18\x04 \x01(\tR\x06source\"C\n" +
 	"\x05Range\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\fR\x06digest\x12\x10\n" +
 	"\x03off\x18\x02 \x01(\x03R\x03off\x12\x10\n" +

@@ -36,9 +36,25 @@ type Call struct {
 	Update     bool          `json:"update,omitempty"`
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
+	Listen     string        `json:"listen,omitempty"` // address and port
+	Verify     bool          `json:"verify,omitempty"` // read again what is here
+	Dir        string        `json:"dir,omitempty"`    // the folder to materialise to
+	Link       bool          `json:"link,omitempty"`   // by hard links
+	NoFuse     bool          `json:"no_fuse,omitempty"`
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
+	// Export says where an export goes, and how.
+	Export *Export `json:"export,omitempty"`
+}
+
+// An Export is the destination of one: an archive. Paths are absolute.
+type Export struct {
+	Dest       string   `json:"dest"`
+	Compact    bool     `json:"compact,omitempty"`
+	Recipients []string `json:"recipients,omitempty"`
+	Identity   string   `json:"identity,omitempty"`
+	Insecure   bool     `json:"insecure,omitempty"`
 }
 
 // A Snapshot names one on its source, HOST[:PORT]. Without a source, the service is
@@ -46,7 +62,20 @@ type Call struct {
 type Snapshot struct {
 	Source string `json:"source,omitempty"`
 	manifest.Ref
+	// Archive is where content comes from when the source fails; if the Source is the
+	// same, that is all there is.
+	Archive *Archive `json:"archive,omitempty"`
 }
+
+// An Archive names one, and says how it is read.
+type Archive struct {
+	Ref      string `json:"ref"`                // absolute DIR or FILE, http(s)://…, docker://…
+	Identity string `json:"identity,omitempty"` // the file of the key that it is encrypted to
+	Insecure bool   `json:"insecure,omitempty"` // a registry without TLS
+}
+
+// FromArchive reports whether it is that of an archive, and of no host.
+func (s *Snapshot) FromArchive() bool { return s.Archive != nil && s.Archive.Ref == s.Source }
 
 // An Event is one line of the answer: exactly one field is set.
 type Event struct {
@@ -68,7 +97,7 @@ type Progress struct {
 	Files, TotalFiles int64
 	Bytes, TotalBytes int64
 	Local, Fetched    int64  // bytes that came from this host's own files, and over the wire
-	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"
+	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"; or "verify"
 }
 
 // A Failure is an error on its way to another process.

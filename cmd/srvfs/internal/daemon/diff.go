@@ -22,7 +22,7 @@ type Differences struct {
 // diffOp compares the snapshot that the call names with its other one, or with the
 // newest. It needs directories only, of those that differ.
 func (d *daemon) diffOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {
-	with := control.Snapshot{Source: c.Source, Ref: manifest.Ref{Service: c.Service}}
+	with := control.Snapshot{Source: c.Source, Ref: manifest.Ref{Service: c.Service}, Archive: c.Archive}
 	if c.With != nil {
 		with = *c.With
 	}
@@ -51,15 +51,21 @@ func (d *daemon) diffOp(ctx context.Context, c control.Call, _ control.Stream) (
 
 // openKnown is open, also for a service by its name here, or one that is followed.
 func (d *daemon) openKnown(ctx context.Context, of control.Snapshot) (*opened, error) {
+	if of.FromArchive() && of.Service == "" {
+		var err error
+		if of.Service, err = d.nameArchived(ctx, *of.Archive); err != nil {
+			return nil, err
+		}
+	}
 	if of.Source == "" {
 		known, err := d.load(of.Service)
 		if f := d.followOf(control.Snapshot{Ref: of.Ref}); err != nil && f != nil {
-			known, err = &serviceRecord{Source: f.Source, Service: f.Service}, nil
+			known, err = &serviceRecord{Source: f.Source, Service: f.Service, Archive: f.Archive}, nil
 		}
 		if err != nil {
 			return nil, fmt.Errorf("%w; one that neither was run nor is followed here is named HOST/SERVICE", err)
 		}
-		of.Source, of.Service = known.Source, known.Service
+		of.Source, of.Service, of.Archive = known.Source, known.Service, known.Archive
 	}
 	return d.open(ctx, of)
 }

@@ -19,7 +19,9 @@ type opened struct {
 	snapshot *manifest.Snapshot
 	reader   *store.Reader
 	key      string       // the source's ID, whatever name or address it was called by
-	fresh    *rpc.Opening // what came from the source just now; nil if the snapshot was stored here
+	fresh    *rpc.Opening // what came from the source, or a standby, just now; or nil
+	unsaved  bool         // it came just now
+	from     string       // where it came from instead of the source; empty: from there, or the store
 	offline  error        // why the source could not be asked; nil if it was
 
 	// Of everything that is done for it in the background. It ends with the view
@@ -32,85 +34,104 @@ type opened struct {
 // is stored here that can be used instead.
 const patience = 2 * time.Second
 
-// find returns the connections to a source, and its ID.
-func (d *daemon) find(ctx context.Context, source string) (w *ways, key string, err error) {
-	s, err := d.sources.Find(ctx, source)
-	if err != nil {
-		return nil, "", err
-	}
-	w, err = d.client(s)
-	return w, s.Fingerprint.ID(), err
-}
-
-// read returns what reads content over these connections; what somebody waits for
-// is asked of demand.
-func (d *daemon) read(source string, demand manifest.Batcher, w *ways) *store.Reader {
-	return d.store.Reader(store.Source{Name: source, Origin: demand, Bulk: w.bulk})
-}
-
-// reader returns what reads content from a source.
-func (d *daemon) reader(ctx context.Context, source string) (*store.Reader, error) {
-	w, _, err := d.find(ctx, source)
-	if err != nil {
-		return nil, err
-	}
-	return d.read(source, w.demand, w), nil
-}
-
 // open returns the snapshot that is named. One with a number never changes, so that
 // the one that is stored here will do. Else the source is asked, and if it can't be,
-// what is stored here is used.
+// other standbys, then what is stored here is used, then what is in the archive.
 func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err error) {
 	source, service := of.Source, of.Service
 	if !manifest.ValidService(service) {
 		return nil, fmt.Errorf("service name %.80q: %w", service, manifest.ErrInvalid)
 	}
-	w, key, err := d.find(ctx, source)
+	from, err := d.from(ctx, of)
 	if err != nil {
 		return nil, err
 	}
-	stored, storedErr := d.storedAs(key, of.Ref)
+	if of.FromArchive() {
+		return d.openArchived(ctx, from, of.Ref)
+	}
+	stored, storedErr := d.storedAs(from.key, of.Ref)
 	if storedErr != nil && !errors.Is(storedErr, manifest.ErrNotFound) {
 		d.Log.Warn("stored snapshot", "source", source, "service", service, "error", storedErr)
 	}
 	if stored != nil && of.Sequence != 0 {
-		o := d.opened(key, d.read(source, w.demand, w))
-		o.snapshot = stored
+		return d.opened(from, stored), nil
+	}
+	// Not for too long if there may be something to use instead.
+	short := stored != nil || from.archive != nil || d.standbys()
+	opening, offline := d.askSource(ctx, from, of.Ref, short)
+	if offline == nil {
+		from.opening, from.openingFrom = opening, from.ways
+		return d.receive(from, opening), nil
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	newer := uint64(0)
+	if stored != nil {
+		newer = stored.Sequence
+	}
+	if w, opening, err := d.openFrom(ctx, from, of.Ref, newer); err == nil {
+		from.opening, from.openingFrom = opening, w
+		o := d.receive(from, opening)
+		o.from, o.offline = "standby "+w.source.Name, offline
 		return o, nil
+	} else if ctx.Err() != nil {
+		return nil, ctx.Err()
+	} else if !errors.Is(err, manifest.ErrNotFound) {
+		d.Log.Warn("other standbys", "source", source, "service", service, "error", err)
+	}
+	if short && stored == nil && from.archive == nil && errors.Is(offline, manifest.ErrUnavailable) {
+		if opening, offline = d.askSource(ctx, from, of.Ref, false); offline == nil { // it is slow
+			from.opening, from.openingFrom = opening, from.ways
+			return d.receive(from, opening), nil
+		}
+	}
+	switch {
+	case stored == nil && from.archive != nil:
+		return d.instead(ctx, from, of.Ref, offline)
+	case stored == nil && !of.Newest():
+		return nil, fmt.Errorf("service %s of %s: %w (and that snapshot is not stored here)", service, source, offline)
+	case stored == nil:
+		return nil, fmt.Errorf("service %s of %s: %w (and no snapshot of it is stored here)", service, source, offline)
+	}
+	if !errors.Is(offline, manifest.ErrUnavailable) {
+		d.Log.Warn("the source refuses; using the snapshot stored here", "source", source, "service", service, "error", offline)
+	}
+	if of.Newest() {
+		stored = d.complete(ctx, from.key, service, stored)
+	}
+	o := d.opened(from, stored)
+	o.offline = offline
+	return o, nil
+}
+
+// askSource asks the source for a snapshot, for a short time only if that is enough.
+func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref, short bool) (*rpc.Opening, error) {
+	if from.ways == nil {
+		return nil, fmt.Errorf("this host is not paired with %s: %w", from.name, manifest.ErrUnavailable)
 	}
 	ask, cancel := ctx, func() {}
-	if stored != nil {
+	if short {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
-	opening, offline := w.demand.Open(ask, of.Ref)
-	cancel()
-	if offline != nil {
-		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case stored == nil && !of.Newest():
-			return nil, fmt.Errorf("service %s of %s: %w (and that snapshot is not stored here)", service, source, offline)
-		case stored == nil:
-			return nil, fmt.Errorf("service %s of %s: %w (and no snapshot of it is stored here)", service, source, offline)
-		}
-		if !errors.Is(offline, manifest.ErrUnavailable) {
-			d.Log.Warn("the source refuses; using the snapshot stored here", "source", source, "service", service, "error", offline)
-		}
-		if of.Newest() {
-			stored = d.complete(ctx, key, service, stored)
-		}
-		o := d.opened(key, d.read(source, w.demand, w))
-		o.snapshot, o.offline = stored, offline
-		return o, nil
+	defer cancel()
+	opening, err := from.ways.demand.Open(ask, ref)
+	if errors.Is(err, manifest.ErrUnavailable) && ctx.Err() == nil {
+		from.ways.health.Failed(err)
 	}
-	o := d.opened(key, d.read(source, opening, w))
-	o.snapshot, o.fresh = opening.Snapshot, opening
+	return opening, err
+}
+
+// receive takes in what comes behind a snapshot.
+func (d *daemon) receive(from *origins, opening *rpc.Opening) *opened {
+	o := d.opened(from, opening.Snapshot)
+	o.fresh, o.unsaved = opening, true
 	d.work.Go(func() {
 		if err := opening.Receive(o.background); err != nil && o.background.Err() == nil {
-			d.Log.Warn("metadata behind the snapshot", "source", source, "service", service, "error", err)
+			d.Log.Warn("metadata behind the snapshot", "source", from.name, "service", from.service, "error", err)
 		}
 	})
-	return o, nil
+	return o
 }
 
 // storedAs returns the snapshot of a source that ref names, as far as those go that
@@ -134,15 +155,15 @@ func (d *daemon) storedAs(key string, ref manifest.Ref) (*manifest.Snapshot, err
 	return nil, fmt.Errorf("snapshot %s: %w", ref, manifest.ErrNotFound)
 }
 
-func (d *daemon) opened(key string, r *store.Reader) *opened {
-	o := &opened{key: key, reader: r}
+func (d *daemon) opened(from *origins, snapshot *manifest.Snapshot) *opened {
+	o := &opened{key: from.key, snapshot: snapshot, reader: d.store.ReaderOf(from.list)}
 	o.background, o.cancel = context.WithCancel(d.ctx)
 	return o
 }
 
-// keep stores the snapshot if it came from the source just now.
+// keep stores the snapshot if it came just now.
 func (d *daemon) keep(o *opened) error {
-	if o.fresh == nil {
+	if !o.unsaved {
 		return nil
 	}
 	return d.store.SaveSnapshot(o.key, o.snapshot)
@@ -228,7 +249,12 @@ func (d *daemon) match(o *opened, then func()) {
 func (o *opened) describe() string {
 	s := o.snapshot
 	text := fmt.Sprintf("snapshot %d of %s, %s", s.Sequence, s.Service, time.Unix(0, s.Created).Format(time.DateTime))
-	if o.offline != nil {
+	switch {
+	case o.from != "" && o.offline != nil:
+		text += ", from " + o.from + " (the source can't be asked)"
+	case o.from != "":
+		text += ", from " + o.from
+	case o.offline != nil:
 		text += " (the source can't be asked: using what is stored here)"
 	}
 	return text

@@ -3,11 +3,15 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
 
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
+	"srvfs/manifest"
 	"srvfs/rpc"
+	"srvfs/store"
 )
 
 // Ways are the connections to a source, which all its views share: one for what
@@ -17,6 +21,8 @@ type ways struct {
 	source *rpc.Source
 	demand *rpc.Client
 	bulk   *rpc.Lanes
+	health *store.Health
+	offers []rpc.ServiceInfo // of a standby, as it said last; guarded by the daemon's mu
 }
 
 // client returns the connections to a source.
@@ -38,7 +44,7 @@ func (d *daemon) client(s *rpc.Source) (*ways, error) {
 	if w != nil {
 		d.retired = append(d.retired, w) // what reads through it may go on
 	}
-	w = &ways{s, demand, bulk}
+	w = &ways{source: s, demand: demand, bulk: bulk, health: &store.Health{}}
 	d.clients[s.Fingerprint] = w
 	d.work.Go(func() { d.keepConnected(d.ctx, w) })
 	return w, nil
@@ -54,15 +60,25 @@ func (w *ways) leadsTo(addresses []string) bool {
 // not answer, only one of them tries.
 func (d *daemon) keepConnected(ctx context.Context, w *ways) {
 	for w.demand.AwaitConnected(ctx) == nil {
-		if w.bulk.AwaitConnected(ctx) != nil {
-			continue
+		w.health.Connected()
+		connected, lost := context.WithCancel(ctx)
+		var asking sync.WaitGroup
+		if w.source.Standby {
+			asking.Go(func() { d.keepAsking(connected, w) })
 		}
-		d.measure(ctx, w)
+		if w.bulk.AwaitConnected(ctx) == nil {
+			d.measure(ctx, w)
+		}
 		if w.demand.AwaitLost(ctx) == nil {
+			w.health.Lost(errLost)
 			d.Log.Warn("connection lost", "source", w.source.String())
 		}
+		lost()
+		asking.Wait()
 	}
 }
+
+var errLost = fmt.Errorf("the connection is lost: %w", manifest.ErrUnavailable)
 
 // measure has new connections learn the wire. One command that a daemon was started
 // for is not worth what that moves.
