@@ -152,9 +152,6 @@ func (f *follower) ignores(p string) bool {
 // and at all names of the files given, and publishes a snapshot if anything has changed.
 // Retry are those that changed while they were read.
 func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool) (published bool, retry []string, err error) {
-	if err := f.rooted(); err != nil {
-		return false, nil, err
-	}
 	published, retry, err = f.look(ctx, paths, inodes, (*updating).sweep)
 	if errors.Is(err, manifest.ErrInvalid) {
 		// They do not fit the tree, which a full look at everything can't fail to do.
@@ -166,6 +163,9 @@ func (f *follower) update(ctx context.Context, paths map[string]bool, inodes map
 
 // look is update, with what looks at everything.
 func (f *follower) look(ctx context.Context, paths map[string]bool, inodes map[notify.Inode]bool, all func(*updating) error) (published bool, retry []string, err error) {
+	if err := f.rooted(); err != nil {
+		return false, nil, err
+	}
 	u := f.begin(ctx)
 	u.inodes = inodes
 	if paths["/"] {
@@ -247,7 +247,7 @@ func (f *follower) mounted() error {
 }
 
 func (f *follower) begin(ctx context.Context) *updating {
-	u := &updating{follower: f, ctx: ctx, dirs: map[string][]manifest.Entry{}, seen: map[string]*looked{}}
+	u := &updating{follower: f, ctx: ctx, dirs: map[string][]manifest.Entry{}, found: map[string]*manifest.Entry{}, asked: map[string]int{}, seen: map[string]*looked{}}
 	u.hasher = newHasher(f.dir, f.cache, f.chunkList)
 	return u
 }
@@ -266,7 +266,12 @@ type updating struct {
 	*follower
 	ctx    context.Context
 	hasher *hasher
-	dirs   map[string][]manifest.Entry // of the snapshot, as far as they were read
+	// Of the snapshot, as far as it was read: folders as a whole, and single names, with
+	// how many of each folder.
+	dirs   map[string][]manifest.Entry
+	listed int // in dirs
+	found  map[string]*manifest.Entry
+	asked  map[string]int
 	seen   map[string]*looked
 	all    bool // everything was looked at
 	moment bool // what must be of one moment is looked at, and nothing else
@@ -281,8 +286,9 @@ type looked struct {
 	entry *Entry // the index's, if it has one
 }
 
-// mostListings is how many folders of the snapshot an update keeps decoded.
-const mostListings = 1000
+// mostEntries is how many entries of the snapshot an update keeps decoded, beside those of
+// the folder that it looks at.
+const mostEntries = 1 << 14
 
 // listing returns what the snapshot has in a folder; nothing if there is none.
 func (u *updating) listing(dir string) ([]manifest.Entry, error) {
@@ -297,19 +303,41 @@ func (u *updating) listing(dir string) ([]manifest.Entry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir, err)
 	}
-	if len(u.dirs) >= mostListings {
+	if u.listed += len(all); u.listed > mostEntries {
 		clear(u.dirs)
+		u.listed = len(all)
 	}
 	u.dirs[dir] = all
 	return all, nil
 }
+
+// fewNames is how many names of a folder are looked up alone before it is read as a
+// whole, which may have a million.
+const fewNames = 32
 
 // lookup returns what the snapshot has at a path, or nil.
 func (u *updating) lookup(p string) (*manifest.Entry, error) {
 	if p == "/" {
 		return &u.snap.Root, nil
 	}
-	all, err := u.listing(path.Dir(p))
+	if e, ok := u.found[p]; ok {
+		return e, nil
+	}
+	dir := path.Dir(p)
+	if u.dirs[dir] == nil && u.asked[dir] < fewNames {
+		above, err := u.lookup(dir)
+		if err != nil || above == nil || above.Type != manifest.Dir {
+			return nil, err
+		}
+		e, err := manifest.LookupIn(u.ctx, u.live, above.Digest, path.Base(p))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+		u.asked[dir]++
+		u.found[p] = e
+		return e, nil
+	}
+	all, err := u.listing(dir)
 	if err != nil {
 		return nil, err
 	}

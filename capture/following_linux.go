@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -94,7 +95,7 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 				r = running{cancel, make(chan struct{}, 1)}
 				all[p.Service] = r
 				work.Go(func() {
-					(&following{lib: l, live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
+					(&following{lib: l, counters: l.countersOf(p.Service), live: live, cache: cache, log: log.With("service", p.Service), service: p.Service, changed: r.at, report: tell}).run(ctx)
 				})
 			}
 			select {
@@ -114,13 +115,14 @@ func (l *Library) Follow(ctx context.Context, live *Live, log *slog.Logger, repo
 
 // A following follows one service.
 type following struct {
-	lib     *Library
-	live    *Live
-	cache   *statcache.Cache
-	log     *slog.Logger
-	service string
-	changed <-chan struct{} // another snapshot may have been published
-	report  func(string, *FollowState)
+	lib      *Library
+	counters *followCounters
+	live     *Live
+	cache    *statcache.Cache
+	log      *slog.Logger
+	service  string
+	changed  <-chan struct{} // another snapshot may have been published
+	report   func(string, *FollowState)
 
 	mu    sync.Mutex
 	state FollowState
@@ -197,12 +199,19 @@ func (w *following) follow(ctx context.Context) error {
 				return err
 			}
 			now := time.Now()
+			if due.paths["/"] {
+				w.counters.rescans.Add(1)
+				w.counters.rescanning.Add(int64(now.Sub(start)))
+			}
 			if published {
 				w.log.Debug("followed", "snapshot", f.at.Sequence, "took", now.Sub(start))
 			}
 			took = now.Sub(start)
 			if due.paths["/"] {
 				w.tell(func(s *FollowState) { s.Looked = took })
+				// What that took in memory would be kept for minutes for the next, which may
+				// be in a year.
+				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
 			d.rest(now.Add(restFactor * took))
@@ -217,6 +226,9 @@ func (w *following) follow(ctx context.Context) error {
 				return cmp.Or(context.Cause(ctx), errNotReported)
 			}
 			q.take(func(c change, since time.Time) {
+				if !c.defines {
+					w.counters.events.Add(1)
+				}
 				switch {
 				case f.ofAMoment(c.path):
 					m.changed(since)
@@ -225,9 +237,9 @@ func (w *following) follow(ctx context.Context) error {
 				}
 				switch {
 				case c.defines:
-					again.changed(time.Now())
+					again.changed(since)
 				case c.path == "/" && c.below:
-					again.unseen(time.Now())
+					again.unseen(since)
 				}
 			})
 		case err := <-again.done:
@@ -320,6 +332,7 @@ func (w *following) watch(ctx context.Context, f *follower) *queue {
 			if err := q.read(ctx, watcher, f); ctx.Err() != nil {
 				return
 			} else if err != nil {
+				w.counters.lost.Add(1)
 				w.log.Info("all files are looked at", "reason", err)
 				q.put([]change{{path: "/", below: true}}, time.Now())
 				if !errors.Is(err, notify.ErrLost) {

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"srvfs/manifest"
 )
@@ -49,6 +50,9 @@ const KeptFrozen = 3
 // A Library is safe for concurrent use, in this process and among several.
 type Library struct {
 	dir string
+
+	mu       sync.Mutex
+	counters map[string]*followCounters // by service; see FollowStats
 }
 
 // OpenLibrary opens the library in the state folder dir, which is made, for

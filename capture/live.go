@@ -248,14 +248,35 @@ func (e *liveEdition) find(d manifest.Digest, f *found) error {
 type restricted struct {
 	live    *Live
 	allowed func(string) bool
+
+	mu    sync.Mutex
+	whose map[manifest.Digest]string // the services of what was found
+}
+
+// note remembers whose a content is that was found.
+func (r *restricted) note(d manifest.Digest, f found) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.whose == nil {
+		r.whose = map[manifest.Digest]string{}
+	}
+	r.whose[d] = f.service
+}
+
+// ServiceOf returns a service that a content belongs to which was fetched here, or "".
+func (r *restricted) ServiceOf(d manifest.Digest) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.whose[d]
 }
 
 // found is where a content is: metadata in a file of the library, or the
 // candidates among live files, each with the edition's table that names it.
 type found struct {
-	meta  *metaFile
-	where metaWhere
-	files []liveRef
+	meta    *metaFile
+	where   metaWhere
+	files   []liveRef
+	service string // of the first that has it
 }
 
 // A sight is what a peer may see at one moment, the latest edition of each
@@ -314,8 +335,11 @@ func (s *sight) look(d manifest.Digest, retired bool) (found, error) {
 			continue
 		}
 		err := e.find(d, &f)
+		if f.service == "" && (f.meta != nil || len(f.files) > 0) {
+			f.service = e.Service
+		}
 		if f.meta != nil {
-			return found{meta: f.meta, where: f.where}, nil
+			return found{meta: f.meta, where: f.where, service: f.service}, nil
 		}
 		if err != nil {
 			// Another process has retired it just now, or its disk is damaged:
@@ -382,6 +406,7 @@ func (r *restricted) Fetch(ctx context.Context, d manifest.Digest, off, n int64)
 	if err != nil {
 		return nil, err
 	}
+	r.note(d, f)
 	if f.meta != nil {
 		n, err := clip(d, off, n, int64(f.where.size))
 		if err != nil {
@@ -463,6 +488,7 @@ func (r *restricted) FetchBatch(ctx context.Context, want []manifest.Range, yiel
 		if err != nil {
 			return nil, err
 		}
+		r.note(w.Digest, f)
 		if w.Off < 0 {
 			return nil, fmt.Errorf("content %v from %d: %w", w.Digest, w.Off, manifest.ErrInvalid)
 		}

@@ -50,6 +50,13 @@ type run struct {
 	block  slot   // the directory after it that is being loaded, or 0
 }
 
+// reset forgets the programs that are followed: the order of what they read is another.
+func (a *ahead) reset() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.runs, a.walks = nil, nil
+}
+
 // opened takes note that the file in s was opened for the first time, or read
 // for the first time in a while, and asks for those that will be next. Nothing
 // here waits.
@@ -58,6 +65,8 @@ func (v *View) opened(s slot) {
 	if a.to == nil {
 		return
 	}
+	v.tree.RLock()
+	defer v.tree.RUnlock()
 	a.mu.Lock()
 	r := v.follow(s)
 	var block slot
@@ -71,12 +80,12 @@ func (v *View) opened(s slot) {
 		}
 	}
 	a.files += uint64(len(want))
+	if block != 0 {
+		v.scout(nil, []slot{block})
+	}
 	a.mu.Unlock()
 	if len(want) > 0 {
 		a.to.ReadAhead(want)
-	}
-	if block != 0 {
-		v.scout(nil, []slot{block})
 	}
 }
 
@@ -164,7 +173,7 @@ func (v *View) extend(r *run) (want []manifest.Content, block slot) {
 		n := v.table.at(s)
 		c := v.table.class(n)
 		if c.is(manifest.Dir) {
-			if _, _, loaded := n.children(); !loaded {
+			if !n.loaded() {
 				return want, s
 			}
 		}
@@ -182,8 +191,8 @@ func (v *View) extend(r *run) (want []manifest.Content, block slot) {
 // below top. What is not loaded has nothing in it.
 func (v *View) after(s, top slot) (slot, bool) {
 	if n := v.table.at(s); v.table.class(n).is(manifest.Dir) {
-		if first, count, _ := n.children(); count > 0 {
-			return first, true
+		if l := v.table.children(n); l.count > 0 {
+			return l.at(0), true
 		}
 	}
 	return v.beside(s, top)
@@ -193,8 +202,9 @@ func (v *View) after(s, top slot) (slot, bool) {
 func (v *View) beside(s, top slot) (slot, bool) {
 	for s != top && s != 0 {
 		parent := v.table.at(s).parent
-		if first, count, _ := v.table.at(parent).children(); s+1 < first+slot(count) {
-			return s + 1, true
+		l := v.table.children(v.table.at(parent))
+		if i := v.table.place(l, s); i >= 0 && i+1 < l.count {
+			return l.at(i + 1), true
 		}
 		s = parent
 	}

@@ -30,6 +30,7 @@ var opNames = [ops]string{"lookup", "forget", "getattr", "readlink", "open", "re
 type counters struct {
 	upcalls                                       [ops]atomic.Uint64
 	readBytes, gateLookups, directories, failures atomic.Uint64
+	moves                                         atomic.Uint64
 }
 
 func (c *counters) count(o op) { c.upcalls[o].Add(1) }
@@ -50,8 +51,11 @@ type Stats struct {
 	// AheadFiles and AheadDirectories are those that the content was asked for
 	// before anybody wanted them.
 	AheadFiles, AheadDirectories uint64
-	// Nodes are the names that the view knows; Directories those it has loaded.
-	Nodes, Directories uint64
+	// Nodes are the names that the view knows; Directories those it has loaded. Slots
+	// are the places in its table that they, and those that have gone, have taken.
+	Nodes, Directories, Slots uint64
+	// Moves are the snapshots that the view has moved to.
+	Moves uint64
 	// OpenFiles are the contents open at the moment.
 	OpenFiles int
 	// Failures are the operations that failed, each of which has a line in the log.
@@ -74,7 +78,7 @@ func (s Stats) Total() uint64 {
 func (v *View) Stats() Stats {
 	s := Stats{
 		Upcalls: make(map[string]uint64, ops), Reads: v.upcalls[opRead].Load(), ReadBytes: v.readBytes.Load(),
-		GateLookups: v.gateLookups.Load(), Nodes: v.table.len(), Directories: v.directories.Load(),
+		GateLookups: v.gateLookups.Load(), Nodes: v.table.len(), Slots: v.table.size(), Moves: v.moves.Load(), Directories: v.directories.Load(),
 		OpenFiles: v.files.len(), Failures: v.failures.Load(),
 	}
 	for i, name := range opNames {

@@ -4,8 +4,8 @@
 //
 // # FUSE decides, the kernel serves
 //
-// A view is frozen at one snapshot, so whatever the kernel has once been told is
-// true for ever, and everything here is arranged so that it need not ask twice:
+// A view shows one snapshot, so whatever the kernel has once been told is true until the
+// view moves to another, and everything here is arranged so that it need not ask twice:
 //
 //   - names, attributes, names that do not exist, symlinks and listings are handed
 //     out for a year;
@@ -38,12 +38,42 @@
 // # Nodes
 //
 // The view implements go-fuse's RawFileSystem over one table of all names it has
-// seen, 64 bytes and the name for each, outside Go's heap. A directory's pages
-// are fetched when something in it is first asked for. Node numbers are
-// permanent, follow from the order in which directories were loaded, and are the
-// inode numbers that stat shows; names of one file share one. FORGET is ignored:
-// the table is bounded by what the snapshot says it holds, and a tree that holds
-// more is refused.
+// seen, 64 bytes and the name for each, and in a plain view 8 for what the kernel has of
+// it, outside Go's heap. A directory's pages are fetched when something in it is first
+// asked for. Node numbers follow from the order in which directories were loaded, and
+// are the inode numbers that stat shows; names of one file share one. FORGET of what is
+// in the tree changes nothing: the table is bounded by what the snapshot says it holds,
+// and a tree that holds more is refused.
+//
+// # Moving
+//
+// A plain view can move to another snapshot of its service ([View.Move]), while it is
+// read. A node is one content for ever:
+//
+//   - a file whose bytes have not changed keeps its node, and its pages; if its owner,
+//     mode, times, attributes or number of links have, the node gets those;
+//   - whatever has other bytes, another target or another type is a new node, so a file
+//     that is open stays the file that was opened, and no reader sees a mixture;
+//   - a directory keeps its node whatever comes into it and goes, and so does who is in it;
+//     one that has gone is empty. A renamed directory is a new one;
+//   - names that were links to one file and are no more, or have become it, are told apart
+//     by what the snapshot says, not by its link numbers, which may all be others.
+//
+// Of the two snapshots only those directories are compared that are loaded and have
+// another digest, and of large ones the pages that differ. All that is new is made
+// beside the tree; then, while no reader looks (View.tree), the listings are changed, and
+// that takes as long as there are changes. Afterwards the kernel is told (type news) what
+// it must not remember: each name, then the listings, then attributes. Nothing is locked
+// meanwhile; who looks finds the new tree. The kernel's own locks see to it that no answer
+// from before is remembered after.
+//
+// Slots of names that have gone are used again, when the kernel has given their node back,
+// under another generation; and the 16,384 that went last are kept, because a listing that
+// stopped at one of them finds its place by its name. (One that stopped at a name that has
+// been gone for longer ends with ESTALE.) So a view that has moved for years takes the
+// memory of the largest tree that it showed, at most twice, and that of 16,384 names, and
+// of files that are open. What was read of a file that has gone can be had from the store, and the
+// rest while the source has it; after that it is ESTALE, and a line in the log.
 //
 // # Asking ahead
 //

@@ -107,7 +107,7 @@ func FuzzTable(f *testing.F) {
 			}
 			return
 		}
-		tab.at(0).setChildren(first, uint32(len(p.Entries)))
+		tab.publish(tab.at(0), first)
 		for _, e := range p.Entries {
 			s, found := tab.find(tab.at(0), e.Name)
 			if !found {
@@ -166,7 +166,7 @@ func BenchmarkTable(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		tab.at(0).setChildren(first, uint32(len(entries)))
+		tab.publish(tab.at(0), first)
 		i := 0
 		for b.Loop() {
 			if _, found := tab.find(tab.at(0), entries[i&255].Name); !found {

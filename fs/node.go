@@ -9,15 +9,15 @@ import (
 	"srvfs/manifest"
 )
 
-// A slot is the place of one name in the node table. A name's slot never
-// changes, and the number that the kernel knows a node by is the slot of its
-// first name plus one: 1, FUSE's root, is slot 0.
+// A slot is the place of one name in the node table. A name's slot does not
+// change as long as the name is there, and the number that the kernel knows a node by
+// is the slot of its first name plus one: 1, FUSE's root, is slot 0.
 type slot uint32
 
 func (s slot) id() uint64 { return uint64(s) + 1 }
 
-// A node is what the table keeps for one name: 64 bytes, without pointers. It
-// does not change once its directory is published, but for a directory's
+// A node is what the table keeps for one name: 64 bytes, without pointers. Once its
+// directory is published only a move changes it, and the loading of a directory's
 // children.
 type node struct {
 	record uint32 // where its record begins in the arena, in units of recordUnit
@@ -28,19 +28,13 @@ type node struct {
 	// value is, of a file, its size in bytes; of a device, its number as the
 	// kernel encodes it; of a further name of a file that has one already, the
 	// slot of the first. Of a directory it is the slot of the first child,
-	// shifted by 32, and the number of children; zero until they are loaded.
+	// shifted by 32, and the number of children, or the index of a list (see
+	// listing); zero until they are loaded.
 	value  uint64
 	digest manifest.Digest
 }
 
-// children returns a directory's part of the table, if it is loaded.
-func (n *node) children() (first slot, count uint32, loaded bool) {
-	v := atomic.LoadUint64(&n.value)
-	return slot(v >> 32), uint32(v), v != 0
-}
-
-// setChildren publishes what the caller has written into the table. No child
-// stands in slot 0, so that even an empty directory's value is not zero.
+// setChildren publishes what the caller has written into the table.
 func (n *node) setChildren(first slot, count uint32) {
 	atomic.StoreUint64(&n.value, uint64(first)<<32|uint64(count))
 }

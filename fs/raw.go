@@ -1,6 +1,9 @@
 package fs
 
 import (
+	"bytes"
+	"syscall"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"srvfs/manifest"
@@ -32,9 +35,10 @@ func (r *raw) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	if v.gate != 0 && dir == v.failed {
 		return v.lookupFailed(name)
 	}
-	if err := v.load(cancel, in.Pid, dir); err != nil {
-		return v.fail("lookup", v.below(dir, name), err)
+	if err := v.enter(cancel, in.Pid, dir); err != nil {
+		return v.fail("lookup", v.belowPath(dir, name), err)
 	}
+	defer v.tree.RUnlock()
 	n := v.table.at(dir)
 	if !v.table.class(n).is(manifest.Dir) {
 		return fuse.ENOTDIR
@@ -52,16 +56,24 @@ func (r *raw) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string, out
 	return fuse.OK
 }
 
-// Forget does nothing: nodes are permanent, and their memory is bounded by the
-// number of names that the snapshot counts.
-func (r *raw) Forget(uint64, uint64) { r.v.count(opForget) }
+// Forget takes note that the kernel has n references to a node less. A node that is in
+// the tree stays, whatever the kernel has of it: their memory is bounded by the number of
+// names that the snapshot counts.
+func (r *raw) Forget(id, n uint64) {
+	r.v.count(opForget)
+	if id < firstStream {
+		r.v.table.forget(nodeSlot(id), n)
+	}
+}
 
 func (r *raw) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
 	r.v.count(opGetAttr)
 	if st, ok := r.v.streamOf(in.NodeId); ok {
 		r.v.streamAttr(st, &out.Attr)
 	} else {
+		r.v.tree.RLock()
 		r.v.attr(nodeSlot(in.NodeId), &out.Attr)
+		r.v.tree.RUnlock()
 	}
 	out.SetTimeout(forever)
 	return fuse.OK
@@ -69,6 +81,8 @@ func (r *raw) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 
 func (r *raw) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Status) {
 	r.v.count(opReadlink)
+	r.v.tree.RLock()
+	defer r.v.tree.RUnlock()
 	n := r.v.table.at(nodeSlot(in.NodeId))
 	if !r.v.table.class(n).is(manifest.Symlink) {
 		return nil, fuse.EINVAL
@@ -76,7 +90,7 @@ func (r *raw) Readlink(_ <-chan struct{}, in *fuse.InHeader) ([]byte, fuse.Statu
 	rec := r.v.table.record(n)
 	rec.name()
 	rec.links()
-	return rec.target(), fuse.OK
+	return bytes.Clone(rec.target()), fuse.OK // it is sent when the tree may be another
 }
 
 // Open is answered ENOSYS, after which the kernel opens every file of this view
@@ -115,14 +129,19 @@ func (r *raw) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn, out *fuse.Dir
 
 const noSlot = ^slot(0)
 
+// firstName is the offset after the name in slot 0, which is in no listing.
+const firstName = 3
+
 // list passes the entries of a directory from in.Offset on to add, until it says
-// that there is no room for one. Offset 1 is after ".", 2 after "..", and k+2
-// after the k-th name, so that an offset stays good for as long as the view.
+// that there is no room for one. Offset 1 is after ".", 2 after "..", and s+3 after
+// the name in slot s, so that an offset stays good when names come and go. The kernel's
+// listings rely on nothing else.
 func (v *View) list(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEntry, slot) bool) fuse.Status {
 	dir := nodeSlot(in.NodeId)
-	if err := v.load(cancel, in.Pid, dir); err != nil {
-		return v.fail("readdir", v.path(dir), err)
+	if err := v.enter(cancel, in.Pid, dir); err != nil {
+		return v.fail("readdir", v.pathTo(dir), err)
 	}
+	defer v.tree.RUnlock()
 	n := v.table.at(dir)
 	if !v.table.class(n).is(manifest.Dir) {
 		return fuse.ENOTDIR
@@ -130,23 +149,27 @@ func (v *View) list(cancel <-chan struct{}, in *fuse.ReadIn, add func(fuse.DirEn
 	if in.Offset == 0 {
 		v.listed(dir)
 	}
-	first, count, _ := n.children()
+	l := v.table.children(n)
 	parent := n.parent
 	if dir == v.root {
 		parent = dir // as at the root of every file system
 	}
-	for off := in.Offset; off < uint64(count)+2; off++ {
-		e := fuse.DirEntry{Off: off + 1}
-		s := noSlot
-		switch off {
-		case 0:
-			e.Name, e.Ino, e.Mode = ".", dir.id(), fuse.S_IFDIR
-		case 1:
-			e.Name, e.Ino, e.Mode = "..", parent.id(), fuse.S_IFDIR
-		default:
-			s = first + slot(off-2)
-			e.Name, e.Ino, e.Mode = string(v.table.name(s)), v.table.resolve(s).id(), v.table.class(v.table.at(s)).mode
+	dots := []fuse.DirEntry{{Name: ".", Ino: dir.id(), Mode: fuse.S_IFDIR, Off: 1}, {Name: "..", Ino: parent.id(), Mode: fuse.S_IFDIR, Off: 2}}
+	for _, e := range dots[min(in.Offset, 2):] {
+		if !add(e, noSlot) {
+			return fuse.OK
 		}
+	}
+	i := 0
+	if in.Offset > 2 {
+		var ok bool
+		if i, ok = v.table.resume(l, dir, slot(in.Offset-firstName)); !ok {
+			return fuse.Status(syscall.ESTALE)
+		}
+	}
+	for ; i < l.count; i++ {
+		s := l.at(i)
+		e := fuse.DirEntry{Name: string(v.table.name(s)), Ino: v.table.resolve(s).id(), Mode: v.table.class(v.table.at(s)).mode, Off: uint64(s) + firstName}
 		if !add(e, s) {
 			break
 		}
@@ -160,6 +183,8 @@ const selinuxLabel = "security.selinux"
 
 func (r *raw) GetXAttr(_ <-chan struct{}, in *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
 	r.v.count(opGetXAttr)
+	r.v.tree.RLock()
+	defer r.v.tree.RUnlock()
 	value, found := r.v.xattr(in.NodeId, name)
 	switch {
 	case !found && name == selinuxLabel && !r.v.table.labelled.Load():
@@ -216,6 +241,8 @@ func (r *raw) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint
 	if in.NodeId >= firstStream {
 		return 0, fuse.OK
 	}
+	r.v.tree.RLock()
+	defer r.v.tree.RUnlock()
 	var size int
 	r.v.eachXattr(r.v.table.at(nodeSlot(in.NodeId)), func(name, _ []byte) bool {
 		if size+len(name)+1 <= len(dest) {
@@ -233,6 +260,8 @@ func (r *raw) ListXAttr(_ <-chan struct{}, in *fuse.InHeader, dest []byte) (uint
 // StatFs says how large the snapshot is. Overlayfs refuses a layer without it.
 func (r *raw) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
 	r.v.count(opStatFs)
+	r.v.tree.RLock()
+	defer r.v.tree.RUnlock()
 	t := r.v.snapshot.Totals
 	*out = fuse.StatfsOut{
 		Bsize: blockSize, Frsize: blockSize, NameLen: manifest.MaxName,

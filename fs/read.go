@@ -22,11 +22,14 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 		c = st.content
 		v.resume(st)
 	} else {
+		v.tree.RLock()
 		n := v.table.at(nodeSlot(in.NodeId))
-		if !v.table.class(n).is(manifest.File) {
+		isFile := v.table.class(n).is(manifest.File)
+		c.Digest, c.Size = n.digest, int64(n.value) // which no move changes
+		v.tree.RUnlock()
+		if !isFile {
 			return nil, fuse.EINVAL
 		}
-		c.Digest, c.Size = n.digest, int64(n.value)
 	}
 	off := int64(in.Offset)
 	if off < 0 || off >= c.Size {
@@ -40,7 +43,9 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 	if h == nil {
 		// The path and the chunk list cost time that later reads can do without.
 		if c.Path == "" {
+			v.tree.RLock()
 			c = v.contentOf(nodeSlot(in.NodeId))
+			v.tree.RUnlock()
 			v.opened(nodeSlot(in.NodeId))
 		}
 		if err := v.files.hasFailed(c.Digest); err != nil {
@@ -69,11 +74,16 @@ func (v *View) read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.R
 }
 
 func (v *View) failRead(id uint64, c manifest.Content, err error) fuse.Status {
+	if errors.Is(err, manifest.ErrNotFound) && id < firstStream && v.table.hasLeft(nodeSlot(id)) {
+		// It was opened before the view moved, and what was not read until then is
+		// nowhere any more.
+		err = fmt.Errorf("the file has been replaced or removed since it was opened, and this part of it is not here: %w: %w", manifest.ErrStale, err)
+	}
 	if errno(err) != fuse.EINTR {
 		v.files.fails(c.Digest, err)
 	}
 	if c.Path == "" {
-		c.Path = v.path(nodeSlot(id))
+		c.Path = v.pathTo(nodeSlot(id))
 	}
 	return v.fail("read", c.Path, err)
 }

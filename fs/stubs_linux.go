@@ -89,7 +89,7 @@ func (v *View) walkTo(ctx context.Context, path string) (slot, bool) {
 			continue
 		}
 		n := v.table.at(at)
-		if !v.table.class(n).is(manifest.Dir) || v.loadIn(ctx, at) != nil {
+		if !v.table.class(n).is(manifest.Dir) || v.loadIn(ctx, v.table.refTo(at)) != nil {
 			return 0, false
 		}
 		s, found := v.table.find(n, name)

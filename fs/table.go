@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"maps"
-	"sort"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -18,6 +17,7 @@ const (
 	arenaBits   = 22
 	arenaBlock  = 1 << arenaBits // bytes
 	recordUnit  = 4              // so that 32 bits address 16 GiB of records
+	perBlock    = arenaBlock / recordUnit
 	maxNodes    = 1 << 31
 	maxArenaLen = 1 << 34 >> arenaBits // blocks
 )
@@ -25,32 +25,51 @@ const (
 // A table holds all nodes of a view. Names are added a directory at a time,
 // into consecutive slots and in the order of their names, so that a directory
 // is two numbers, a lookup a binary search, and the numbers of all nodes follow
-// from the order in which directories were added.
+// from the order in which directories were added. A directory of which names have
+// come and gone since, or that came into slots that others have left, is a list of
+// slots; see [listing].
 //
 // The memory is not Go's: at a million nodes the collector would neither have
 // anything to find in it nor should it keep as much again in reserve.
 //
 // Adding locks; reading does not: a node is read only by those who found its
-// slot in a directory that has been published.
+// slot in a directory that has been published. In a view that moves they hold
+// View.tree, as the move changes what is published; see move.go.
 type table struct {
 	mu       sync.Mutex
-	limit    uint64 // slots
-	used     uint32
+	limit    uint64 // names
+	names    uint64 // in the tree
+	used     uint32 // slots that are in use, or have been
 	nodes    atomic.Pointer[[]*[blockNodes]node]
 	arena    atomic.Pointer[[][]byte]
 	scratch  []byte // a record that is being made
 	free     []byte // what is left of the arena's last block
 	classes  atomic.Pointer[[]class]
 	index    map[class]uint32
-	links    map[uint64]slot // the first name of each file with several
+	links    map[uint64]slot // the node of each file with several names, by its number in the snapshot
 	labelled atomic.Bool     // a node has an SELinux label
 	maps     [][]byte        // what release gives back
+
+	lists      atomic.Pointer[[][]slot]
+	spareLists []uint32 // indices of lists that no directory has
+
+	// What a table has whose nodes may go: see reuse.go.
+	counts  bool
+	held    atomic.Pointer[[]*[blockNodes]held]
+	groups  map[slot]*group
+	left    map[slot]string     // where the nodes were that have left the tree and that the kernel still has
+	idle    []slot              // that nobody has any more, the longest so first
+	bare    []slot              // likewise, that have no record
+	records map[uint32][]uint32 // places in the arena that are free, by their length
 }
 
 // newTable returns a table for at most limit names.
 func newTable(limit uint64) *table {
-	t := &table{limit: min(limit, maxNodes), index: map[class]uint32{}, links: map[uint64]slot{}}
+	t := &table{limit: min(limit, maxNodes), index: map[class]uint32{}, links: map[uint64]slot{},
+		groups: map[slot]*group{}, left: map[slot]string{}, records: map[uint32][]uint32{}}
 	t.nodes.Store(new([]*[blockNodes]node))
+	t.held.Store(new([]*[blockNodes]held))
+	t.lists.Store(new([][]slot))
 	t.arena.Store(new([][]byte))
 	t.classes.Store(new([]class))
 	return t
@@ -65,6 +84,7 @@ func (t *table) release() {
 	}
 	t.maps, t.free = nil, nil
 	t.nodes.Store(new([]*[blockNodes]node))
+	t.held.Store(new([]*[blockNodes]held))
 	t.arena.Store(new([][]byte))
 }
 
@@ -83,8 +103,15 @@ func (t *table) at(s slot) *node {
 	return &(*t.nodes.Load())[s>>blockBits][s&(blockNodes-1)]
 }
 
-// len returns the number of slots in use.
+// len returns the number of names in the tree, as far as it is known, and size that
+// of the slots that they and others have taken.
 func (t *table) len() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.names
+}
+
+func (t *table) size() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return uint64(t.used)
@@ -94,7 +121,7 @@ func (t *table) len() uint64 {
 func (t *table) room() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.limit - min(t.limit, uint64(t.used))
+	return t.limit - min(t.limit, t.names)
 }
 
 // class returns what n shares with others. It must not be written to.
@@ -102,7 +129,6 @@ func (t *table) class(n *node) *class { return &(*t.classes.Load())[n.class] }
 
 // record returns n's record, from its name on.
 func (t *table) record(n *node) record {
-	const perBlock = arenaBlock / recordUnit
 	block := (*t.arena.Load())[n.record/perBlock]
 	return record{b: block[n.record%perBlock*recordUnit:], parts: t.class(n).parts}
 }
@@ -122,34 +148,73 @@ func (t *table) resolve(s slot) slot {
 	return s
 }
 
-// find returns the slot of a name in a loaded directory.
-func (t *table) find(dir *node, name string) (slot, bool) {
-	first, count, _ := dir.children()
-	want := []byte(name)
-	i, found := sort.Find(int(count), func(i int) int { return bytes.Compare(want, t.name(first+slot(i))) })
-	return first + slot(i), found
-}
-
-// add gives each entry a slot, in order, and returns the first; the entries are
+// add gives each entry a slot, in order, and returns them; the entries are
 // sorted by name and below the directory in parent. On an error, which wraps
 // ErrInvalid or says that there is no memory, nothing has changed. Nobody finds
-// the nodes before they are given to [node.setChildren].
-func (t *table) add(parent slot, entries []manifest.Entry) (slot, error) {
+// the nodes before they are given to [table.publish].
+func (t *table) add(parent slot, entries []manifest.Entry) (listing, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := uint64(t.used) + uint64(len(entries)); n > t.limit {
-		return 0, fmt.Errorf("more than the %d names that the snapshot counts: %w", t.limit, manifest.ErrInvalid)
+	if t.names+uint64(len(entries)) > t.limit {
+		return listing{}, fmt.Errorf("more than the %d names that the snapshot counts: %w", t.limit, manifest.ErrInvalid)
 	}
-	first := slot(t.used)
+	for i := range entries {
+		if _, err := rdevOf(&entries[i]); err != nil {
+			return listing{}, err
+		}
+	}
+	l := listing{first: slot(t.used), count: len(entries)}
+	reused := l.count > 0 && t.reusable() >= l.count
+	if reused {
+		l.slots = t.take(l.count)
+	} else if uint64(t.used)+uint64(l.count) > maxNodes {
+		return listing{}, fmt.Errorf("more than %d names, with those that have gone: %w", maxNodes, manifest.ErrInvalid)
+	}
 	links := map[uint64]slot{} // new ones; kept if all goes well
 	for i := range entries {
-		if err := t.put(first+slot(i), parent, &entries[i], links); err != nil {
-			return 0, err
+		if err := t.put(l.at(i), parent, &entries[i], links); err != nil {
+			return listing{}, err
 		}
 	}
 	maps.Copy(t.links, links)
-	t.used += uint32(len(entries))
-	return first, nil
+	if !reused {
+		t.used += uint32(l.count)
+	}
+	t.names += uint64(l.count)
+	if t.counts {
+		for i := range entries {
+			t.join(l.at(i), entries[i].Link)
+		}
+	}
+	return l, nil
+}
+
+// rdevOf returns the number of a device as the kernel encodes it, or 0.
+func rdevOf(e *manifest.Entry) (uint32, error) {
+	if e.Type != manifest.CharDevice && e.Type != manifest.BlockDevice {
+		return 0, nil
+	}
+	rdev, err := kernelDevice(e.Rdev)
+	if err != nil {
+		err = fmt.Errorf("entry %.300q: %w", e.Name, err)
+	}
+	return rdev, err
+}
+
+// nodeOf returns the node that says of e what is no part of its record.
+func (t *table) nodeOf(parent slot, e *manifest.Entry) (node, error) {
+	n := node{parent: parent, sec: e.Mtime.Sec, nsec: e.Mtime.Nsec, digest: e.Digest}
+	rdev, err := rdevOf(e)
+	if n.value = uint64(rdev); e.Type == manifest.File {
+		n.value = uint64(e.Size)
+	}
+	for i := range e.Xattrs {
+		if e.Xattrs[i].Name == selinuxLabel {
+			t.labelled.Store(true)
+		}
+	}
+	n.class = t.classOf(class{mode: typeBits[e.Type] | e.Mode, uid: e.UID, gid: e.GID, parts: partsOf(e)})
+	return n, err
 }
 
 func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) error {
@@ -157,25 +222,10 @@ func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) er
 	if err != nil {
 		return err
 	}
-	*n = node{parent: parent, sec: e.Mtime.Sec, nsec: e.Mtime.Nsec, digest: e.Digest}
-	c := class{mode: typeBits[e.Type] | e.Mode, uid: e.UID, gid: e.GID, parts: partsOf(e)}
-	switch e.Type {
-	case manifest.File:
-		n.value = uint64(e.Size)
-	case manifest.CharDevice, manifest.BlockDevice:
-		rdev, err := kernelDevice(e.Rdev)
-		if err != nil {
-			return fmt.Errorf("entry %.300q: %w", e.Name, err)
-		}
-		n.value = uint64(rdev)
+	if *n, err = t.nodeOf(parent, e); err != nil {
+		return err
 	}
-	for i := range e.Xattrs {
-		if e.Xattrs[i].Name == selinuxLabel {
-			t.labelled.Store(true)
-		}
-	}
-	n.class = t.classOf(c)
-	t.scratch = appendRecord(t.scratch[:0], e, c.parts)
+	t.scratch = appendRecord(t.scratch[:0], e, t.class(n).parts)
 	rec := t.scratch
 	if e.Link != 0 {
 		one, seen := t.links[e.Link]
@@ -186,8 +236,7 @@ func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) er
 		case !seen:
 			links[e.Link] = s
 		case t.same(one, n, rec[1+len(e.Name):]):
-			n.class = t.classOf(class{mode: c.mode, uid: c.uid, gid: c.gid, parts: partAlias})
-			n.value = uint64(one)
+			t.makeAlias(n, one)
 			rec = rec[:1+len(e.Name)] // the rest is the first name's
 		}
 		// Names of one file that say different things of it (it changed while it
@@ -196,6 +245,13 @@ func (t *table) put(s, parent slot, e *manifest.Entry, links map[uint64]slot) er
 	}
 	n.record, err = t.store(rec)
 	return err
+}
+
+// makeAlias makes n a further name of the node in one.
+func (t *table) makeAlias(n *node, one slot) {
+	c := *t.class(n)
+	c.parts = partAlias
+	n.class, n.value = t.classOf(c), uint64(one)
 }
 
 // same reports whether the node in s says the same as n, of which parts is the
@@ -217,6 +273,14 @@ func (t *table) slotFor(s slot) (*node, error) {
 		}
 		// Readers have the old slice: its elements stay, its length too.
 		more := append(blocks, (*[blockNodes]node)(unsafe.Pointer(&b[0])))
+		if t.counts {
+			b, err := t.reserve(blockNodes * int(heldSize))
+			if err != nil {
+				return nil, err
+			}
+			counts := append(*t.held.Load(), (*[blockNodes]held)(unsafe.Pointer(&b[0])))
+			t.held.Store(&counts)
+		}
 		t.nodes.Store(&more)
 	}
 	return t.at(s), nil
@@ -226,6 +290,12 @@ func (t *table) slotFor(s slot) (*node, error) {
 func (t *table) store(rec []byte) (uint32, error) {
 	need := (len(rec) + recordUnit - 1) &^ (recordUnit - 1)
 	blocks := *t.arena.Load()
+	if places := t.records[uint32(need/recordUnit)]; len(places) > 0 {
+		at := places[len(places)-1]
+		t.records[uint32(need/recordUnit)] = places[:len(places)-1]
+		copy(blocks[at/perBlock][at%perBlock*recordUnit:], rec)
+		return at, nil
+	}
 	if need > len(t.free) {
 		if len(blocks) == maxArenaLen {
 			return 0, fmt.Errorf("more than %d GiB of names and attributes: %w", maxArenaLen<<arenaBits>>30, manifest.ErrInvalid)

@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -10,8 +11,8 @@ import (
 	"srvfs/manifest"
 )
 
-// forever is how long the kernel may keep what it is told: a view is frozen at
-// its snapshot, so nothing that was true becomes false.
+// forever is how long the kernel may keep what it is told: what is true in a snapshot
+// remains so, and a view that moves to another says what is true no more.
 const forever = 365 * 24 * time.Hour
 
 const (
@@ -38,11 +39,12 @@ func (v *View) plant() error {
 	if _, err := v.table.add(0, []manifest.Entry{folder("", 2+uint32(len(folders)))}); err != nil {
 		return err
 	}
-	first, err := v.table.add(0, folders)
+	top, err := v.table.add(0, folders)
 	if err != nil {
 		return err
 	}
-	v.table.at(0).setChildren(first, uint32(len(folders)))
+	first := top.first
+	v.table.publish(v.table.at(0), top)
 	v.root = first + slot(len(folders)) - 1
 	if v.layout == Layers {
 		v.gate, v.failed = first, first+1
@@ -52,39 +54,80 @@ func (v *View) plant() error {
 	return nil
 }
 
-// load makes sure that the directory in s has its children in the table. It
-// waits for the pages if they must be fetched.
-func (v *View) load(cancel <-chan struct{}, caller uint32, s slot) error {
-	if _, _, loaded := v.table.at(s).children(); loaded {
-		return nil
+// enter makes sure that the directory in s has its children in the table, and returns
+// with v.tree locked for reading. It waits for the pages if they must be fetched. What
+// is no directory it leaves alone. After an error nothing is locked.
+func (v *View) enter(cancel <-chan struct{}, caller uint32, s slot) error {
+	for {
+		v.tree.RLock()
+		n := v.table.at(s)
+		if n.loaded() || !v.table.class(n).is(manifest.Dir) {
+			return nil
+		}
+		r := v.table.refTo(s)
+		v.tree.RUnlock()
+		ctx := v.operation(cancel, caller)
+		err := v.loadIn(ctx, r)
+		ctx.end()
+		if err != nil {
+			return err
+		}
 	}
-	ctx := v.operation(cancel, caller)
-	defer ctx.end()
-	return v.loadIn(ctx, s)
 }
 
-// loadIn is load for as long as ctx.
-func (v *View) loadIn(ctx context.Context, s slot) error {
-	return v.loads.do(ctx, v, s, func(ctx context.Context) error {
-		dir := v.table.at(s)
-		if _, _, loaded := dir.children(); loaded {
-			return nil // by a call that ended just before this one began
+// loadIn loads the directory r, for as long as ctx. Where there is none any more it has
+// nothing to do.
+func (v *View) loadIn(ctx context.Context, r ref) error {
+	return v.loads.do(ctx, v, r, func(ctx context.Context) error {
+		for {
+			digest, wanted := v.unread(r)
+			if !wanted {
+				return nil // by a call that ended just before this one began
+			}
+			entries, err := manifest.ReadDirectory(ctx, v.content, digest, v.table.room())
+			if err == nil {
+				err = v.take(r, digest, entries)
+			}
+			if now, wanted := v.unread(r); err == nil || wanted && now == digest {
+				return err
+			}
+			// The view has moved meanwhile, and the directory is another.
 		}
-		entries, err := manifest.ReadDirectory(ctx, v.content, dir.digest, v.table.room())
-		if err != nil {
-			return err
-		}
-		first, err := v.table.add(s, entries)
-		if err != nil {
-			return err
-		}
-		if v.layout == Layers {
-			v.digests.add(v.table, first, len(entries)) // before anyone can ask for them
-		}
-		dir.setChildren(first, uint32(len(entries)))
-		v.directories.Add(1)
-		return nil
 	})
+}
+
+// unread returns the digest of the directory r, if it is still to be loaded.
+func (v *View) unread(r ref) (manifest.Digest, bool) {
+	v.tree.RLock()
+	defer v.tree.RUnlock()
+	if !v.table.lives(r) {
+		return manifest.Digest{}, false
+	}
+	n := v.table.at(r.slot)
+	return n.digest, !n.loaded()
+}
+
+// errMoved says that a directory was read that is another by now.
+var errMoved = errors.New("it has changed meanwhile")
+
+// take takes the names of the directory r, which has this digest, into the table.
+func (v *View) take(r ref, digest manifest.Digest, entries []manifest.Entry) error {
+	v.tree.RLock()
+	defer v.tree.RUnlock()
+	dir := v.table.at(r.slot)
+	if !v.table.lives(r) || dir.digest != digest || dir.loaded() {
+		return errMoved
+	}
+	l, err := v.table.add(r.slot, entries)
+	if err != nil {
+		return err
+	}
+	if v.layout == Layers {
+		v.digests.add(v.table, l.first, l.count) // before anyone can ask for them
+	}
+	v.table.publish(dir, l)
+	v.directories.Add(1)
+	return nil
 }
 
 // attr fills in what stat says of the node in s.
@@ -116,7 +159,8 @@ func (v *View) attr(s slot, out *fuse.Attr) {
 func (v *View) entry(s slot, out *fuse.EntryOut) {
 	s = v.table.resolve(s)
 	v.attr(s, &out.Attr)
-	out.NodeId, out.Generation = s.id(), v.generation
+	v.table.looked(s)
+	out.NodeId, out.Generation = s.id(), uint64(uint32(v.generation+v.table.generation(s)))
 	out.SetEntryTimeout(forever)
 	out.SetAttrTimeout(forever)
 }
@@ -130,8 +174,21 @@ func (v *View) contentOf(s slot) manifest.Content {
 	return manifest.Content{Digest: n.digest, Size: int64(n.value), Chunks: r.chunks(), Path: v.path(s)}
 }
 
-// path returns where the snapshot has the node in s, by its first name.
+// path returns where the snapshot has the node in s, by its first name, or had it when
+// it left the tree. Where the view can move, the caller holds v.tree.
 func (v *View) path(s slot) string {
+	if v.table.hasLeft(s) {
+		v.table.mu.Lock()
+		defer v.table.mu.Unlock()
+		if p, ok := v.table.left[s]; ok {
+			return p
+		}
+	}
+	return v.upward(s)
+}
+
+// upward is path for a node that is in the tree.
+func (v *View) upward(s slot) string {
 	var names [][]byte
 	length := 0
 	for s != v.root && s != 0 {
@@ -150,10 +207,24 @@ func (v *View) path(s slot) string {
 	return string(path)
 }
 
+// pathTo is path for who does not hold v.tree.
+func (v *View) pathTo(s slot) string {
+	v.tree.RLock()
+	defer v.tree.RUnlock()
+	return v.path(s)
+}
+
 // below returns the path of a name in the directory in s.
 func (v *View) below(s slot, name string) string {
 	if p := v.path(s); p != "/" {
 		return p + "/" + name
 	}
 	return "/" + name
+}
+
+// belowPath is below for who does not hold v.tree.
+func (v *View) belowPath(s slot, name string) string {
+	v.tree.RLock()
+	defer v.tree.RUnlock()
+	return v.below(s, name)
 }

@@ -20,7 +20,7 @@ import (
 // [View.Unmount] or from outside, or aborted; then [View.Done] is closed.
 type View struct {
 	counters
-	snapshot    *manifest.Snapshot
+	snapshot    *manifest.Snapshot // guarded by tree, once the view is mounted
 	content     Content
 	holder      Holder // nil if content is none
 	layout      Layout
@@ -45,7 +45,14 @@ type View struct {
 	root   slot // of the snapshot's root
 	gate   slot // of the folder "content", or 0
 	failed slot // of the folder "failed", or 0
-	loads  flights[slot]
+	loads  flights[ref]
+
+	// tree is held for reading by who looks at published nodes, which waits for
+	// nothing meanwhile and does not ask for it twice, and for writing by a move while
+	// it publishes.
+	tree   sync.RWMutex
+	moving chan struct{} // holds one token while a move is under way
+	ended  bool          // guarded by tree: no move may begin
 
 	files *files
 	opens flights[manifest.Digest]
@@ -55,6 +62,10 @@ type View struct {
 	ensures flights[manifest.Digest]
 	streams streams
 }
+
+// ours are the names that are no part of the snapshot: the root, and with Layers the
+// folders.
+const ours = 4
 
 // newView prepares a view that is not mounted yet.
 func newView(o Options) (*View, error) {
@@ -67,7 +78,6 @@ func newView(o Options) (*View, error) {
 		return nil, fmt.Errorf("a negative deadline, read-ahead or number of files: %w", manifest.ErrInvalid)
 	}
 	s := o.Snapshot
-	const ours = 4 // the root, and with Layers the folders
 	v := &View{
 		snapshot: s, content: o.Content, layout: o.Layout,
 		name:        cmp.Or(o.Name, s.Source+"/"+s.Service),
@@ -82,7 +92,9 @@ func newView(o Options) (*View, error) {
 		done:       make(chan struct{}),
 		table:      newTable(min(s.Totals.Entries, maxNodes) + ours),
 		files:      newFiles(cmp.Or(o.OpenFiles, DefaultOpenFiles)),
+		moving:     make(chan struct{}, 1),
 	}
+	v.table.counts = o.Layout == Plain
 	v.digests.seed = maphash.MakeSeed()
 	v.ahead.to, _ = o.Content.(Anticipator)
 	v.holder, _ = o.Content.(Holder)
@@ -104,6 +116,9 @@ func (v *View) serve() {
 // end lets go of everything. No handler may run.
 func (v *View) end() {
 	v.cancel()
+	v.tree.Lock()
+	v.ended = true
+	v.tree.Unlock()
 	v.work.Wait()
 	v.files.close()
 	v.table.release()

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"bytes"
 	"context"
 	"slices"
 	"sync"
@@ -40,7 +41,7 @@ type walk struct {
 // the directories in it, all in one request. When one of them is listed too, it
 // looks like a walk: those that come next are loaded before it arrives there,
 // so that each level after the first is known in time. Nothing here waits. A
-// path that is looked up name by name does not come here.
+// path that is looked up name by name does not come here. The caller holds tree.
 func (v *View) listed(s slot) {
 	a := &v.ahead
 	if a.to == nil {
@@ -98,7 +99,7 @@ func (v *View) continues(w *walk, s slot) bool {
 	for c := w.last; c != w.top && c != 0; {
 		up := v.table.at(c).parent
 		if up == parent {
-			return c < s
+			return bytes.Compare(v.table.name(c), v.table.name(s)) < 0
 		}
 		c = up
 	}
@@ -151,7 +152,7 @@ func (v *View) unloaded(s, top slot, n int) (batch []slot) {
 		node := v.table.at(s)
 		leaf := false
 		if v.table.class(node).is(manifest.Dir) {
-			if _, _, loaded := node.children(); !loaded {
+			if !node.loaded() {
 				if batch = append(batch, s); len(batch) == n {
 					break
 				}
@@ -182,20 +183,26 @@ func (v *View) digestsOf(dirs []slot) []manifest.Digest {
 }
 
 // scout asks for directories in one request and loads them as they come; then
-// it goes on with the walk w, if that is not nil. The caller holds ahead.mu.
+// it goes on with the walk w, if that is not nil. The caller holds tree and ahead.mu.
 func (v *View) scout(w *walk, batch []slot) {
 	a := &v.ahead
 	a.directories += uint64(len(batch))
 	a.to.MetaAhead(v.digestsOf(batch))
+	refs := make([]ref, len(batch))
+	for i, s := range batch {
+		refs[i] = v.table.refTo(s)
+	}
 	v.work.Go(func() {
-		err := v.loadAll(batch)
+		err := v.loadAll(refs)
 		if w == nil {
 			return
 		}
+		v.tree.RLock()
+		defer v.tree.RUnlock()
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		w.busy = false
-		if err == nil {
+		if err == nil && slices.Contains(a.walks, w) { // else the view has moved
 			v.advance(w)
 		}
 	})
@@ -203,7 +210,7 @@ func (v *View) scout(w *walk, batch []slot) {
 
 // loadAll loads directories, in order as far as they come in order. An error is
 // for the log of nobody: whoever needs the directory is told.
-func (v *View) loadAll(batch []slot) error {
+func (v *View) loadAll(batch []ref) error {
 	ctx, end := context.WithTimeout(v.ctx, v.deadline)
 	defer end()
 	ctx, fail := context.WithCancelCause(ctx)

@@ -51,6 +51,44 @@ func (e *Entry) alike(o *Entry) bool {
 	return a.Equal(o)
 }
 
+// A Pair is a directory as it was and as it is, by its digests. A zero digest is one
+// without names.
+type Pair struct{ Before, After Digest }
+
+// CompareDirectories finds of each pair the names of which the entries differ, in
+// anything that they say, in the order of the names: a Change's Path is the name alone.
+// Pages that both directories of a pair have are not read, and those of all pairs are
+// asked for together. What is below the directories is not looked at. Of more than limit
+// names, in the pages that are read, the error wraps ErrInvalid.
+func CompareDirectories(ctx context.Context, src MetaSource, pairs []Pair, limit uint64) ([][]Change, error) {
+	c := comparing{src: src, limit: limit}
+	level := make([]both, len(pairs))
+	for i, p := range pairs {
+		if p.Before != p.After {
+			level[i].sides = [2]side{{digest: p.Before}, {digest: p.After}}
+		}
+	}
+	if err := c.read(ctx, level); err != nil {
+		return nil, fmt.Errorf("compare directories: %w", err)
+	}
+	all := make([][]Change, len(pairs))
+	for i := range level {
+		names := level[i].differing()
+		for name, before := range names[0] {
+			if after := names[1][name]; after == nil || !before.Equal(after) {
+				all[i] = append(all[i], Change{name, before, after})
+			}
+		}
+		for name, after := range names[1] {
+			if names[0][name] == nil {
+				all[i] = append(all[i], Change{name, nil, after})
+			}
+		}
+		slices.SortFunc(all[i], func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
+	}
+	return all, nil
+}
+
 // both are the directories that two trees have at one path. One of them may be absent.
 type both struct {
 	path  string
@@ -73,6 +111,19 @@ type comparing struct {
 
 // descend compares the directories of one depth, and returns those below that differ.
 func (c *comparing) descend(ctx context.Context, level []both) (below []both, err error) {
+	if err := c.read(ctx, level); err != nil {
+		return nil, err
+	}
+	for i := range level {
+		if below, err = c.names(&level[i], below); err != nil {
+			return nil, err
+		}
+	}
+	return below, nil
+}
+
+// read reads of all directories the leaves that only one side has.
+func (c *comparing) read(ctx context.Context, level []both) error {
 	for i := range level {
 		for k := range level[i].sides {
 			s := &level[i].sides[k]
@@ -84,22 +135,12 @@ func (c *comparing) descend(ctx context.Context, level []both) (below []both, er
 	}
 	for depth := 0; ; depth++ {
 		if depth > maxDepth+1 {
-			return nil, fmt.Errorf("a directory of more than %d levels: %w", maxDepth, ErrInvalid)
+			return fmt.Errorf("a directory of more than %d levels: %w", maxDepth, ErrInvalid)
 		}
-		more, err := c.open(ctx, level)
-		if err != nil {
-			return nil, err
-		}
-		if !more {
-			break
+		if more, err := c.open(ctx, level); err != nil || !more {
+			return err
 		}
 	}
-	for i := range level {
-		if below, err = c.names(&level[i], below); err != nil {
-			return nil, err
-		}
-	}
-	return below, nil
 }
 
 // open reads the pages that were asked for and that only one of the sides has. It
@@ -109,9 +150,12 @@ func (c *comparing) open(ctx context.Context, level []both) (more bool, err erro
 	var places []*side
 	for i := range level {
 		a, b := &level[i].sides[0], &level[i].sides[1]
-		common := map[Digest]bool{}
+		here, common := map[Digest]bool{}, map[Digest]bool{}
+		for _, d := range b.asked {
+			here[d] = true
+		}
 		for _, d := range a.asked {
-			common[d] = slices.Contains(b.asked, d)
+			common[d] = here[d]
 		}
 		for _, s := range []*side{a, b} {
 			for _, d := range s.asked {
@@ -152,9 +196,9 @@ func (c *comparing) open(ctx context.Context, level []both) (more bool, err erro
 	return more, nil
 }
 
-// names compares the entries of two directories, as far as their leaves differ.
-func (c *comparing) names(d *both, below []both) ([]both, error) {
-	var names [2]map[string]*Entry
+// differing returns the entries of both directories by name, but those in leaves that
+// both have.
+func (d *both) differing() (names [2]map[string]*Entry) {
 	for k := range d.sides {
 		names[k] = map[string]*Entry{}
 		for digest, entries := range d.sides[k].leaves {
@@ -166,6 +210,12 @@ func (c *comparing) names(d *both, below []both) ([]both, error) {
 			}
 		}
 	}
+	return names
+}
+
+// names compares the entries of two directories, as far as their leaves differ.
+func (c *comparing) names(d *both, below []both) ([]both, error) {
+	names := d.differing()
 	visit := func(name string, before, after *Entry) error {
 		p := path.Join(d.path, name)
 		if !ValidPath(p) {

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"path"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -169,6 +170,83 @@ func TestCompare(t *testing.T) {
 }
 
 // One name more in a folder of 100,000 costs a few pages.
+// What CompareDirectories finds is what a look at all entries finds.
+func TestCompareDirectories(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	src := &shelf{all: map[Digest][]byte{}}
+	directory := func(entries map[string]Entry) Digest {
+		var all []Entry
+		for _, n := range slices.Sorted(maps.Keys(entries)) {
+			all = append(all, entries[n])
+		}
+		d, err := EncodeDirectory(all, func(d Digest, b []byte) error { src.all[d] = b; return nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	var pairs []Pair
+	var want [][]Change
+	for range 40 {
+		before := map[string]Entry{}
+		for range rng.IntN(3000) {
+			e := fileOf(fmt.Sprint(rng.IntN(5)))
+			e.Name = fmt.Sprint("f", rng.IntN(5000))
+			before[e.Name] = e
+		}
+		after := maps.Clone(before)
+		for range rng.IntN(8) {
+			name := fmt.Sprint("f", rng.IntN(5000))
+			e, there := after[name]
+			switch {
+			case there && rng.IntN(3) == 0:
+				delete(after, name)
+			case there: // of which Compare says nothing
+				e.Links, e.Link = 2, uint64(1+rng.IntN(3))
+				after[name] = e
+			default:
+				e = fileOf("new")
+				e.Name = name
+				after[name] = e
+			}
+		}
+		pair := Pair{directory(before), directory(after)}
+		if rng.IntN(10) == 0 {
+			pair.Before, before = Digest{}, nil
+		}
+		var changes []Change
+		names := maps.Clone(after)
+		maps.Copy(names, before)
+		for _, n := range slices.Sorted(maps.Keys(names)) {
+			b, was := before[n]
+			a, is := after[n]
+			c := Change{Path: n}
+			if was {
+				c.Before = &b
+			}
+			if is {
+				c.After = &a
+			}
+			if !was || !is || !a.Equal(&b) {
+				changes = append(changes, c)
+			}
+		}
+		pairs, want = append(pairs, pair), append(want, changes)
+	}
+	got, err := CompareDirectories(t.Context(), src, pairs, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range want {
+		if !reflect.DeepEqual(got[i], want[i]) {
+			t.Errorf("pair %d: %d changes, want %d", i, len(got[i]), len(want[i]))
+		}
+	}
+	if _, err := CompareDirectories(t.Context(), src, pairs, 100); !errors.Is(err, ErrInvalid) {
+		t.Errorf("more names than allowed: %v", err)
+	}
+}
+
 func TestCompareVisitsLittle(t *testing.T) {
 	src := &shelf{all: map[Digest][]byte{}}
 	files := map[string]string{}

@@ -59,20 +59,32 @@ func EncodeDirectory(entries []Entry, put func(Digest, []byte) error) (Digest, e
 	}
 	var refs []PageRef
 	for start := 0; start < len(entries) || start == 0 && len(refs) == 0; {
-		body, n := encodeLeaf(entries[start:])
-		ref := PageRef{Digest: Sum(body), Count: uint64(n)}
-		if n > 0 {
-			ref.First = entries[start].Name
-		}
-		if err := put(ref.Digest, body); err != nil {
+		ref, n, _, err := putLeaf(entries[start:], put)
+		if err != nil {
 			return Digest{}, err
 		}
 		refs = append(refs, ref)
 		start += n
 	}
+	return encodeIndex(refs, put)
+}
+
+// putLeaf encodes entries up to the next cut and returns how many. Cut is false if there
+// were too few for one: with more to come, the leaf would be another.
+func putLeaf(entries []Entry, put func(Digest, []byte) error) (ref PageRef, n int, cut bool, err error) {
+	body, n, cut := encodeLeaf(entries)
+	ref = PageRef{Digest: Sum(body), Count: uint64(n)}
+	if n > 0 {
+		ref.First = entries[0].Name
+	}
+	return ref, n, cut, put(ref.Digest, body)
+}
+
+// encodeIndex encodes the pages above the leaves and returns the digest of the top one.
+func encodeIndex(refs []PageRef, put func(Digest, []byte) error) (Digest, error) {
 	for level := 1; len(refs) > 1; level++ {
 		if level > maxDepth {
-			return Digest{}, fmt.Errorf("directory of %d entries is too large: %w", len(entries), ErrInvalid)
+			return Digest{}, fmt.Errorf("directory of %d pages is too large: %w", len(refs), ErrInvalid)
 		}
 		var up []PageRef
 		for start := 0; start < len(refs); {
@@ -103,22 +115,19 @@ func nameHash(s string) uint64 {
 	return v ^ v>>32
 }
 
-// encodeLeaf encodes entries up to the next cut and returns how many.
-func encodeLeaf(entries []Entry) ([]byte, int) {
+// encodeLeaf encodes entries up to the next cut and returns how many, and whether there
+// was one.
+func encodeLeaf(entries []Entry) (b []byte, n int, cut bool) {
 	var body encoder
-	n := 0
-	for n < len(entries) {
+	for n < len(entries) && !cut {
 		entries[n].encode(&body)
-		cut := nameHash(entries[n].Name)&cutMask == 0 || n+1 == cutEntries || len(body.b) >= cutBytes
+		cut = nameHash(entries[n].Name)&cutMask == 0 || n+1 == cutEntries || len(body.b) >= cutBytes
 		n++
-		if cut {
-			break
-		}
 	}
 	w := encoder{b: make([]byte, 0, len(body.b)+8)}
 	w.byte(leafPage)
 	w.uint(uint64(n))
-	return append(w.b, body.b...), n
+	return append(w.b, body.b...), n, cut
 }
 
 // indexCut returns how many of refs go into the next index page. It never cuts
@@ -304,14 +313,16 @@ func Lookup(ctx context.Context, src MetaSource, root *Entry, p string) (*Entry,
 			return nil, nil
 		}
 		var err error
-		if at, err = lookupIn(ctx, src, at.Digest, name); err != nil || at == nil {
+		if at, err = LookupIn(ctx, src, at.Digest, name); err != nil || at == nil {
 			return nil, err
 		}
 	}
 	return at, nil
 }
 
-func lookupIn(ctx context.Context, src MetaSource, d Digest, name string) (*Entry, error) {
+// LookupIn returns what the directory d has under a name, or nil. It reads the pages in
+// which the name may stand.
+func LookupIn(ctx context.Context, src MetaSource, d Digest, name string) (*Entry, error) {
 	for range maxDepth + 1 {
 		bodies, err := src.Meta(ctx, []Digest{d})
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 )
 
@@ -35,9 +36,9 @@ func Apply(ctx context.Context, src MetaSource, root Entry, totals Totals, edits
 		if edits[0].Entry == nil || edits[0].Entry.Type != Dir {
 			return Entry{}, Totals{}, fmt.Errorf("edit of the root: it is a directory: %w", ErrInvalid)
 		}
-		digest := root.Digest
+		digest, links := root.Digest, root.Links
 		root = *edits[0].Entry
-		root.Digest, edits = digest, edits[1:]
+		root.Digest, root.Links, edits = digest, links, edits[1:]
 	}
 	if err := a.directory(&root, "/", edits); err != nil {
 		return Entry{}, Totals{}, err
@@ -66,82 +67,210 @@ type group struct {
 	size        int64
 }
 
-// directory applies the edits, all of which are below the directory dir at p, to it.
+// directory applies the edits, all of which are below the directory dir at p, to it. Of
+// its leaves it decodes those in which a name is edited, and after one of which the cuts
+// have moved those up to where they are what they were.
 func (a *applying) directory(dir *Entry, p string, edits []Edit) error {
-	var entries []Entry
-	if !dir.Digest.IsZero() {
-		var err error
-		if entries, err = ReadDirectory(a.ctx, a.src, dir.Digest, a.totals.Entries); err != nil {
-			return fmt.Errorf("%s: %w", p, err)
-		}
-	}
 	prefix := strings.TrimSuffix(p, "/") + "/"
-	// The paths are in byte order, in which "a", "a.b" and "a/c" follow each other: so
-	// what is below a name need not stand beside it.
-	below := map[string][]Edit{}
-	var own []Edit
-	for _, e := range edits {
-		rest, ok := strings.CutPrefix(e.Path, prefix)
-		if !ok {
-			return fmt.Errorf("edit of %.300q below %.300q: %w", e.Path, p, ErrInvalid)
-		}
-		if name, _, deep := strings.Cut(rest, "/"); deep {
-			below[name] = append(below[name], e)
-		} else {
-			own = append(own, e)
-		}
+	names, err := sortOut(prefix, edits)
+	if err != nil {
+		return err
 	}
-	merged := make([]Entry, 0, len(entries)+len(own))
-	for len(entries) > 0 || len(own) > 0 {
-		var e, old *Entry
-		given := false
-		switch {
-		case len(own) == 0 || len(entries) > 0 && entries[0].Name < path.Base(own[0].Path):
-			old, e, entries = &entries[0], &entries[0], entries[1:]
-		default:
-			name := path.Base(own[0].Path)
-			if len(entries) > 0 && entries[0].Name == name {
-				old, entries = &entries[0], entries[1:]
-			}
-			e, given = own[0].Entry, true
-			own = own[1:]
-			if e != nil {
-				fresh := *e
-				fresh.Name = name
-				e = &fresh
-			}
-		}
-		name := ""
-		if e != nil {
-			name = e.Name
-		} else if old != nil {
-			name = old.Name
-		}
-		under := below[name]
-		delete(below, name)
-		e, err := a.name(old, e, given, prefix+name, under)
-		if err != nil {
-			return err
-		}
-		if e != nil {
-			merged = append(merged, *e)
-		}
-	}
-	for name := range below {
-		return fmt.Errorf("edit below %.300q, which is not there: %w", prefix+name, ErrInvalid)
-	}
-	dir.Links = 2
-	for i := range merged {
-		if merged[i].Type == Dir {
-			dir.Links++
-		}
-	}
-	d, err := EncodeDirectory(merged, a.put)
+	old, err := a.leaves(dir.Digest)
 	if err != nil {
 		return fmt.Errorf("%s: %w", p, err)
 	}
-	dir.Digest = d
+	if dir.Digest.IsZero() {
+		dir.Links = 2
+	}
+	var refs []PageRef
+	var open []Entry // of leaves that have not been cut yet
+	for i, ref := range old {
+		mine := names
+		if i+1 < len(old) {
+			k := sort.Search(len(names), func(k int) bool { return names[k].name >= old[i+1].First })
+			mine, names = names[:k], names[k:]
+		}
+		if len(mine) == 0 && len(open) == 0 && ref.Count > 0 {
+			refs = append(refs, ref)
+			continue
+		}
+		entries, err := a.leaf(ref, len(old) > 1)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p, err)
+		}
+		entries, err = a.merge(dir, prefix, entries, mine)
+		if err != nil {
+			return err
+		}
+		for open = append(open, entries...); len(open) > 0; {
+			ref, n, cut, err := putLeaf(open, a.put)
+			if err != nil {
+				return err
+			}
+			if !cut && i+1 < len(old) {
+				break // what comes next belongs to it
+			}
+			refs, open = append(refs, ref), open[n:]
+		}
+	}
+	if len(refs) == 0 {
+		ref, _, _, err := putLeaf(nil, a.put)
+		if err != nil {
+			return err
+		}
+		refs = append(refs, ref)
+	}
+	if dir.Digest, err = encodeIndex(refs, a.put); err != nil {
+		return fmt.Errorf("%s: %w", p, err)
+	}
 	return nil
+}
+
+// A named is a name in a directory that is edited: the edit of itself, if there is one,
+// and those of what is below it.
+type named struct {
+	name  string
+	own   *Edit
+	below []Edit
+}
+
+// sortOut sorts edits by the names of a directory. The paths are in byte order, in which
+// "a", "a.b" and "a/c" follow each other: so what is below a name need not stand beside it.
+func sortOut(prefix string, edits []Edit) ([]named, error) {
+	var names []named
+	at := map[string]int{}
+	for i := range edits {
+		rest, ok := strings.CutPrefix(edits[i].Path, prefix)
+		if !ok {
+			return nil, fmt.Errorf("edit of %.300q below %.300q: %w", edits[i].Path, prefix, ErrInvalid)
+		}
+		name, _, deep := strings.Cut(rest, "/")
+		k, ok := at[name]
+		if !ok {
+			k = len(names)
+			at[name] = k
+			names = append(names, named{name: name})
+		}
+		if deep {
+			names[k].below = append(names[k].below, edits[i])
+		} else {
+			names[k].own = &edits[i]
+		}
+	}
+	slices.SortFunc(names, func(a, b named) int { return strings.Compare(a.name, b.name) })
+	return names, nil
+}
+
+// leaves returns the leaves of a directory; of a new one, one that is empty.
+func (a *applying) leaves(d Digest) ([]PageRef, error) {
+	if d.IsZero() {
+		return []PageRef{{}}, nil
+	}
+	refs := []PageRef{{Digest: d}}
+	for level := 0; ; level++ {
+		if level > maxDepth {
+			return nil, fmt.Errorf("directory %v: more than %d levels: %w", d, maxDepth, ErrInvalid)
+		}
+		// All pages of a level are of one kind.
+		first, err := a.page(refs[0], level > 0)
+		if err != nil {
+			return nil, err
+		}
+		if first.Children == nil {
+			if level == 0 {
+				refs[0].Count = first.count()
+			}
+			return refs, nil
+		}
+		below := first.Children
+		for _, ref := range refs[1:] {
+			p, err := a.page(ref, true)
+			if err != nil {
+				return nil, err
+			}
+			if p.Children == nil || p.Children[0].First <= below[len(below)-1].First {
+				return nil, fmt.Errorf("directory %v: page %v is not one that belongs there: %w", d, ref.Digest, ErrInvalid)
+			}
+			below = append(below, p.Children...)
+		}
+		if n := (&Page{Children: below}).count(); n > a.totals.Entries {
+			return nil, fmt.Errorf("directory %v: more than %d entries: %w", d, a.totals.Entries, ErrInvalid)
+		}
+		refs = below
+	}
+}
+
+// page reads one page.
+func (a *applying) page(ref PageRef, indexed bool) (Page, error) {
+	bodies, err := a.src.Meta(a.ctx, []Digest{ref.Digest})
+	if err != nil {
+		return Page{}, err
+	}
+	p, err := DecodePage(bodies[0])
+	if err == nil {
+		err = p.check(ref, indexed)
+	}
+	if err != nil {
+		return Page{}, fmt.Errorf("directory page %v: %w", ref.Digest, err)
+	}
+	return p, nil
+}
+
+// leaf reads the entries of a leaf.
+func (a *applying) leaf(ref PageRef, indexed bool) ([]Entry, error) {
+	if ref.Digest.IsZero() {
+		return nil, nil
+	}
+	p, err := a.page(ref, indexed)
+	if err == nil && p.Children != nil {
+		err = fmt.Errorf("directory page %v: leaf and index on one level: %w", ref.Digest, ErrInvalid)
+	}
+	return p.Entries, err
+}
+
+// merge applies the edits of names to entries of dir.
+func (a *applying) merge(dir *Entry, prefix string, entries []Entry, names []named) ([]Entry, error) {
+	merged := make([]Entry, 0, len(entries)+len(names))
+	for len(entries) > 0 || len(names) > 0 {
+		if len(names) == 0 || len(entries) > 0 && entries[0].Name < names[0].name {
+			merged, entries = append(merged, entries[0]), entries[1:]
+			continue
+		}
+		var e, old *Entry
+		n := names[0]
+		names = names[1:]
+		if len(entries) > 0 && entries[0].Name == n.name {
+			old, entries = &entries[0], entries[1:]
+			e = old
+		}
+		if n.own != nil {
+			if e = nil; n.own.Entry != nil {
+				fresh := *n.own.Entry
+				fresh.Name = n.name
+				e = &fresh
+			}
+		}
+		wasDir := old != nil && old.Type == Dir // before it is edited in its place
+		e, err := a.name(old, e, n.own != nil, prefix+n.name, n.below)
+		if err != nil {
+			return nil, err
+		}
+		if e != nil && e.Type == Dir {
+			dir.Links++
+		}
+		if wasDir {
+			dir.Links--
+		}
+		if e == nil {
+			continue
+		}
+		if err := e.validate(false); err != nil {
+			return nil, err
+		}
+		merged = append(merged, *e)
+	}
+	return merged, nil
 }
 
 // name puts e in the place of old, one of which may be nil, with the edits below it.

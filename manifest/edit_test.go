@@ -236,3 +236,55 @@ func TestApplyMovesLittle(t *testing.T) {
 		}
 	}
 }
+
+// Of a large directory the leaves with what has changed are encoded anew, and no others.
+func TestApplyInALargeDirectory(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	now := forest{"/": {Type: Dir, Mode: 0o755}, "/d": {Type: Dir, Mode: 0o755}}
+	for i := range 6000 {
+		now[fmt.Sprintf("/d/mail-%d", i)] = fileOf(fmt.Sprint(i))
+	}
+	src := &shelf{all: map[Digest][]byte{}}
+	root, totals := now.whole(t, src)
+	for round := range 60 {
+		edits := map[string]*Entry{}
+		for range 1 + rng.IntN(3) {
+			p := fmt.Sprintf("/d/mail-%d", rng.IntN(7000)) // some are new
+			switch e := fileOf(fmt.Sprint("round ", round)); {
+			case rng.IntN(4) == 0 && now[p].Type != 0:
+				delete(now, p)
+				edits[p] = nil
+			case rng.IntN(8) == 0:
+				d := Entry{Type: Dir, Mode: 0o700}
+				now[p], edits[p] = d, &d
+			default:
+				now[p], edits[p] = e, &e
+			}
+		}
+		if round%20 == 19 { // a run of names, and with it every cut in it
+			for i := range 700 {
+				p := fmt.Sprintf("/d/mail-1%d", i)
+				delete(now, p)
+				edits[p] = nil
+			}
+		}
+		list := listOf(edits, func(p string) bool { return true })
+		pages := 0
+		got, sum, err := Apply(t.Context(), src, root, totals, list, func(d Digest, b []byte) error {
+			pages++
+			src.all[d] = b
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, counted := now.whole(t, src)
+		if got.Digest != want.Digest || sum != counted {
+			t.Fatalf("round %d: %v, %+v, want %v, %+v", round, got.Digest, sum, want.Digest, counted)
+		}
+		if len(list) <= 3 && pages > 12 {
+			t.Errorf("round %d: %d edits made %d pages", round, len(list), pages)
+		}
+		root, totals = got, sum
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path"
 	"sync"
 	"time"
 
@@ -81,6 +82,9 @@ func (s *Server) guarded(ctx context.Context, method string, call func(context.C
 		var leave func()
 		if leave, err = s.enter(c.fingerprint); err == nil {
 			defer leave()
+			if p, ok := peer.FromContext(ctx); ok {
+				s.counted(path.Base(method), p.Addr.String(), c.fingerprint)
+			}
 			err = call(context.WithValue(ctx, callerKey{}, c), c)
 		}
 	}

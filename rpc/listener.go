@@ -18,10 +18,12 @@ type listener struct {
 	slots chan struct{}
 	done  chan struct{}
 	once  sync.Once
+	// Are told of each connection that begins, and that ends.
+	came, gone func(peer net.Addr)
 }
 
-func newListener(l net.Listener, limit int) *listener {
-	return &listener{Listener: l, slots: make(chan struct{}, limit), done: make(chan struct{})}
+func newListener(l net.Listener, limit int, came, gone func(net.Addr)) *listener {
+	return &listener{Listener: l, came: came, gone: gone, slots: make(chan struct{}, limit), done: make(chan struct{})}
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -35,10 +37,14 @@ func (l *listener) Accept() (net.Conn, error) {
 		<-l.slots
 		return nil, err
 	}
+	l.came(c.RemoteAddr())
 	setCongestion(c)
 	// Where the kernel can't, TCP keepalive and HTTP/2 pings remain.
 	_ = setUserTimeout(c, userTimeout)
-	return &slotConn{Conn: c, release: sync.OnceFunc(func() { <-l.slots })}, nil
+	return &slotConn{Conn: c, release: sync.OnceFunc(func() {
+		l.gone(c.RemoteAddr())
+		<-l.slots
+	})}, nil
 }
 
 func (l *listener) Close() error {

@@ -51,9 +51,9 @@ type pack struct {
 }
 
 // find returns for each range the frames that make it up, of services that the
-// caller may read; or nil, where it is not kept.
-func (p *packs) find(may func(service string) bool, want []manifest.Range) [][]frame {
-	out := make([][]frame, len(want))
+// caller may read, and whose they are; or nil, where it is not kept.
+func (p *packs) find(may func(service string) bool, want []manifest.Range) (out [][]frame, whose []string) {
+	out, whose = make([][]frame, len(want)), make([]string, len(want))
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -64,12 +64,12 @@ func (p *packs) find(may func(service string) bool, want []manifest.Range) [][]f
 		for i, r := range want {
 			if out[i] == nil {
 				if out[i] = k.find(r); out[i] != nil {
-					k.used = now
+					k.used, whose[i] = now, service
 				}
 			}
 		}
 	}
-	return out
+	return out, whose
 }
 
 func (k *pack) find(r manifest.Range) []frame {

@@ -50,9 +50,12 @@ func (w *packedWorld) publish(t *testing.T, sequence uint64, contents ...[]byte)
 // unpacked returns what the frames that are kept for a range hold.
 func (w *packedWorld) unpacked(t *testing.T, r manifest.Range, service string) []byte {
 	t.Helper()
-	all := w.server.packs.find(func(s string) bool { return s == service }, []manifest.Range{r})
+	all, whose := w.server.packs.find(func(s string) bool { return s == service }, []manifest.Range{r})
 	if all[0] == nil {
 		return nil
+	}
+	if whose[0] != service {
+		t.Errorf("what is of %s is said to be of %q", service, whose[0])
 	}
 	var out []byte
 	for _, f := range all[0] {

@@ -119,6 +119,7 @@ type Server struct {
 
 	mu      sync.Mutex
 	streams map[Fingerprint]int // calls under way
+	ledger  ledger
 }
 
 // NewServer returns a server that lets in the peers and serves what the
@@ -147,6 +148,7 @@ func NewServer(id *Identity, peers *Peers, provider Provider, opts ServerOptions
 		identity: id, peers: peers, provider: provider, opts: opts, log: opts.Log,
 		pairs:   newLimiter(opts.PairsPerMinute, time.Minute),
 		streams: map[Fingerprint]int{},
+		ledger:  ledger{calls: map[string]uint64{}, of: map[string]Served{}, conns: map[string]Fingerprint{}},
 	}
 }
 
@@ -192,7 +194,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	)
 	srvfspb.RegisterSrvfsServer(g, handlers{srv: s})
 	ended := make(chan error, 1)
-	go func() { ended <- g.Serve(newListener(l, s.opts.MaxConns)) }()
+	go func() { ended <- g.Serve(newListener(l, s.opts.MaxConns, s.came, s.gone)) }()
 	select {
 	case err := <-ended:
 		g.Stop()
@@ -336,6 +338,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		}
 		rest = rest[n:]
 	}
+	h.srv.count(name, 1, len(b))
 	s, err := manifest.DecodeSnapshot(b)
 	if err != nil {
 		return fmt.Errorf("service %s: %w", name, err)
@@ -351,6 +354,7 @@ func (h handlers) Snapshot(req *srvfspb.SnapshotRequest, out srvfspb.Srvfs_Snaps
 		if left -= len(page); left < 0 {
 			return enough
 		}
+		h.srv.count(name, 1, len(page))
 		data, raw := pk.pack(page)
 		return out.Send(&srvfspb.Piece{Data: data, Raw: raw, Metadata: true})
 	})
@@ -422,13 +426,20 @@ func (h handlers) Fetch(req *srvfspb.FetchRequest, out srvfspb.Srvfs_FetchServer
 		return err
 	}
 	ctx := out.Context()
-	body, err := h.srv.provider.Origin(callerOf(ctx).may).Fetch(ctx, r.Digest, r.Off, r.Len)
+	origin := h.srv.provider.Origin(callerOf(ctx).may)
+	body, err := origin.Fetch(ctx, r.Digest, r.Off, r.Len)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, body.Close()) }()
 	var pk packer
-	for sent := int64(0); ; {
+	sent := int64(0)
+	given := attribution{origin: origin}
+	defer func() {
+		given.add(r.Digest, int(sent))
+		given.enter(h.srv)
+	}()
+	for {
 		want := int64(pieceSize)
 		if r.Len >= 0 {
 			want = min(want, r.Len-sent)
@@ -497,19 +508,27 @@ func (h handlers) FetchBatch(req *srvfspb.FetchBatchRequest, out srvfspb.Srvfs_F
 	defer w.close()
 	may := callerOf(ctx).may
 	origin := h.srv.provider.Origin(may)
-	packed := h.srv.packs.find(may, want)
+	packed, whose := h.srv.packs.find(may, want)
+	given := attribution{origin: origin}
+	defer func() { given.enter(h.srv) }()
 	for i := 0; i < len(want); {
 		if packed[i] != nil {
 			if err := w.addPacked(i, packed[i]); err != nil {
 				return err
 			}
+			given.addTo(whose[i], int(want[i].Len))
 			i++
 			continue
 		}
 		first := i
 		for i++; i < len(want) && packed[i] == nil; i++ {
 		}
-		if err := origin.FetchBatch(ctx, want[first:i], func(k int, data []byte, err error) error { return w.add(first+k, data, err) }); err != nil {
+		if err := origin.FetchBatch(ctx, want[first:i], func(k int, data []byte, err error) error {
+			if err == nil {
+				given.add(want[first+k].Digest, len(data))
+			}
+			return w.add(first+k, data, err)
+		}); err != nil {
 			return err
 		}
 	}

@@ -23,7 +23,9 @@
 // exits. It ends when the socket closes, and the kernel then kills everything
 // in the namespace. So nothing in a sandbox outlives the caller, not even one
 // that was killed with SIGKILL, and as all mounts are private to the namespace
-// they vanish with it: there is nothing to clean up.
+// they vanish with it: there is nothing to clean up. [Sandbox.Outlive] changes that for
+// what needs the caller no more: process 1 then waits for another one, which takes over
+// with [Attach].
 //
 // A command is started through a second copy, which takes the user, groups,
 // umask and working directory of the command before it executes it. It exists

@@ -19,7 +19,9 @@ const controlFD = 3
 
 // A pid1 is the state of process 1.
 type pid1 struct {
-	control *net.UnixConn
+	wire    sync.Mutex
+	control *net.UnixConn     // guarded by wire
+	door    *net.UnixListener // where another caller comes when one is gone; nil: none does
 	stages  *launcher
 
 	// mu orders starting and reaping: a child that ends at once is entered into
@@ -82,10 +84,17 @@ func runInit() int {
 		for {
 			var in incoming
 			var err error
-			if in.fds, _, err = receive(control, &in.request); err != nil {
-				return
+			in.fds, _, err = receive(p.channel(), &in.request)
+			switch {
+			case err != nil:
+				if !p.nextCaller() {
+					return
+				}
+			case in.Verb == verbOutlive: // here, before the end of the channel is seen
+				p.openDoor(in.fds)
+			default:
+				requests <- in
 			}
-			requests <- in
 		}
 	}()
 	select {
@@ -121,7 +130,7 @@ func complain(format string, args ...any) int {
 }
 
 // report fails only when the caller is gone, which is noticed elsewhere.
-func (p *pid1) report(r report) { _ = send(p.control, r) }
+func (p *pid1) report(r report) { _ = send(p.channel(), r) }
 
 func (p *pid1) serve(in incoming) {
 	defer closeAll(in.fds)
@@ -140,6 +149,8 @@ func (p *pid1) serve(in incoming) {
 		p.report(report{Verb: verbAdopt, ID: in.ID, Fault: p.adopt(in.ID, in.Pid)})
 	case verbSignal:
 		p.signal(in)
+	case verbAttach:
+		p.report(report{Verb: verbAttach})
 	}
 }
 

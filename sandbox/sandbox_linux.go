@@ -17,6 +17,7 @@ import (
 // be called from several goroutines.
 type Sandbox struct {
 	init    *exec.Cmd
+	foreign *os.File // a pidfd of process 1 if another caller started it; else nil
 	control *net.UnixConn
 	netns   *os.File // its network namespace
 	newNet  bool
@@ -29,6 +30,7 @@ type Sandbox struct {
 	processes map[uint64]*Process
 	answers   map[uint64]chan report // to verbAdopt
 	ended     bool
+	left      bool // it is somebody else's now
 }
 
 // Start builds a sandbox. It returns when the root stands and is entered; the
@@ -165,8 +167,15 @@ func (s *Sandbox) attend() {
 			s.exited(r)
 		}
 	}
-	_ = s.init.Process.Kill()
-	_ = s.init.Wait() // it was killed, or has ended: its state says how
+	s.mu.Lock()
+	left := s.left
+	s.mu.Unlock()
+	if left {
+		_ = s.foreign.Close()
+	} else {
+		_ = s.init.Process.Kill()
+		s.awaitFirst()
+	}
 	select {
 	case s.ready <- fmt.Errorf("the helper ended before the root stood (%v); does main call sandbox.Init first?", s.init.ProcessState):
 	default: // Start has its answer

@@ -20,10 +20,17 @@ const callerEnv = "SANDBOX_TEST_CALLER"
 
 func TestMain(m *testing.M) {
 	Init()
-	switch caller := os.Getenv(callerEnv); caller {
-	case "":
-	case "1":
+	caller := os.Getenv(callerEnv)
+	outlived, isOutlived := strings.CutPrefix(caller, outlivedPrefix)
+	attached, isAttached := strings.CutPrefix(caller, attachPrefix)
+	switch {
+	case caller == "":
+	case caller == "1":
 		beCaller()
+	case isOutlived:
+		beOutlived(outlived)
+	case isAttached:
+		beAttached(attached)
 	default:
 		beChrooted(caller)
 	}

@@ -31,6 +31,9 @@ const (
 	verbFailed                     // report of a stage: it could not execute the command
 	verbListening                  // report of a stage: its filter has a listener, of number Pid
 	verbExit                       // report: a process that was started or adopted has ended, or (Fault) never was
+	verbOutlive                    // request: wait for another caller at the socket that comes with it; not answered
+	verbAttach                     // request of another caller: say who you are; the answer is verbAttach
+	// New ones are added here: a caller attaches to process 1 of an older program.
 )
 
 // A request goes from the caller inwards.

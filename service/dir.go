@@ -29,6 +29,7 @@ const (
 	runName   = "run"
 	logName   = "service.log"
 	oldLog    = "service.log.1"
+	doorName  = "door" // at which the sandbox is taken over
 )
 
 // maxState bounds state.json when it is read.
@@ -129,6 +130,8 @@ type record struct {
 	Mark     string      `json:"mark"`              // see newMark
 	Placed   Placed      `json:"placed,omitzero"`
 	Units    []UnitState `json:"units,omitempty"`
+	Mains    []process   `json:"mains,omitempty"`    // the main processes of these; a zero one is not known
+	Outlives bool        `json:"outlives,omitempty"` // it goes on when Owner ends
 }
 
 // A process is known by its number and the moment it started, since numbers
@@ -182,7 +185,7 @@ func decodeRecord(b []byte) (*record, error) {
 	if r.Mark != "" && !validMark(r.Mark) {
 		return nil, fmt.Errorf("%s: mark %.80q: %w", stateName, r.Mark, manifest.ErrInvalid)
 	}
-	if r.Init.PID < 0 || r.Owner.PID < 0 {
+	if r.Init.PID < 0 || r.Owner.PID < 0 || slices.ContainsFunc(r.Mains, func(p process) bool { return p.PID < 0 }) {
 		return nil, fmt.Errorf("%s: negative process number: %w", stateName, manifest.ErrInvalid)
 	}
 	return &r, nil

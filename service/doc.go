@@ -42,6 +42,7 @@
 //
 // A service has one directory of its own on the host:
 //
+//	door         where the sandbox of a service that outlives its starter is taken over
 //	lock         locked while the service starts, runs, stops or is removed
 //	state.json   what was done and when; written before it is done
 //	upper/       what the service changed, as overlayfs keeps it; stays after Stop

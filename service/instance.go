@@ -39,6 +39,7 @@ type Instance struct {
 	stopping sync.Mutex // held by the one that stops
 	stopped  bool       // under stopping
 	mu       sync.Mutex // guards all below, rec, units and their main processes
+	settled  bool       // all units have started, and are recorded
 	ended    bool       // done is closed
 	err      error
 }
@@ -116,6 +117,7 @@ type State struct {
 	UpperUse int64           `json:"upper_size"` // bytes that it takes on disk
 	Placed   Placed          `json:"placed"`     // what of it was put there before the first start
 	Layered  bool            `json:"layered"`    // the kernel serves content from the store itself
+	Outlives bool            `json:"outlives"`   // it goes on without the process that started it
 }
 
 // A UnitState tells of one unit.
@@ -155,7 +157,7 @@ func (i *Instance) unitStates() []UnitState {
 func (d *dir) state(r *record) State {
 	s := State{
 		Name: r.Name, Since: r.Since, Ready: r.Ready, Stopped: r.Stopped, Sequence: r.Sequence, Units: slices.Clone(r.Units),
-		LogFile: d.in(logName), Upper: d.in(upperName), Layered: r.Layered, Placed: r.Placed,
+		LogFile: d.in(logName), Upper: d.in(upperName), Layered: r.Layered, Placed: r.Placed, Outlives: r.Outlives,
 	}
 	s.Snapshot, _ = manifest.ParseDigest(r.Root)
 	return s
@@ -174,7 +176,7 @@ func Inspect(path string) (State, error) {
 		return State{}, err
 	}
 	s := d.state(r)
-	s.Running = r.Stopped.IsZero() && r.Owner.alive() && (r.Ready.IsZero() || r.Init.alive()) // or it is starting
+	s.Running = r.goesOn() || r.Stopped.IsZero() && r.Owner.alive() && (r.Ready.IsZero() || r.Init.alive()) // or it is starting
 	if !s.Running && r.Stopped.IsZero() {
 		s.Reason = "the process that watched it was killed"
 	}

@@ -94,6 +94,11 @@ func (i *Instance) ofHandle(h *handle, inside int) *mainProcess {
 func (i *Instance) setMain(u *unit, m *mainProcess) {
 	i.mu.Lock()
 	u.main = m
+	if i.settled { // it is not the first one: who comes after us must find it
+		if err := i.remember(); err != nil {
+			i.slog.Warn("the unit's new main process is not recorded", "unit", u.Name, "reason", err)
+		}
+	}
 	i.mu.Unlock()
 	i.watched.Go(func() {
 		select {

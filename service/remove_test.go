@@ -24,6 +24,7 @@ type assignment struct {
 	Name, Dir string
 	Layers    Layers
 	Snapshot  *manifest.Snapshot
+	Outlive   bool
 }
 
 // victim is what this program does in the process that a test kills: it starts
@@ -32,7 +33,7 @@ func victim(order string) {
 	var a assignment
 	err := json.Unmarshal([]byte(order), &a)
 	if err == nil {
-		_, err = Start(context.Background(), Options{Name: a.Name, Dir: a.Dir, Layers: a.Layers, Snapshot: a.Snapshot})
+		_, err = Start(context.Background(), Options{Name: a.Name, Dir: a.Dir, Layers: a.Layers, Snapshot: a.Snapshot, Outlive: a.Outlive})
 	}
 	fmt.Println("started", err)
 	select {}
@@ -42,7 +43,7 @@ func victim(order string) {
 // that kills it.
 func (w *world) startElsewhere(o Options) (murder func()) {
 	w.t.Helper()
-	order, err := json.Marshal(assignment{o.Name, o.Dir, o.Layers, o.Snapshot})
+	order, err := json.Marshal(assignment{o.Name, o.Dir, o.Layers, o.Snapshot, o.Outlive})
 	must(w.t, err)
 	c := exec.Command("/proc/self/exe")
 	c.Env = append(os.Environ(), "SERVICE_TEST_VICTIM="+string(order))

@@ -56,6 +56,10 @@ type Options struct {
 	// upper before the first start, so that no first write waits until overlayfs
 	// has copied one. An upper that is there already is left alone.
 	Prepared []Prepared
+	// Outlive lets the service go on when the calling process ends without a Stop,
+	// once it has started; another one takes it over with [Resume]. None of the layers
+	// may need the calling process.
+	Outlive bool
 	// Helper is a process that was prepared for the sandbox; nil: none was.
 	Helper *sandbox.Helper
 	// ReadyTimeout is how long the probes may take to answer once all units

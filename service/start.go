@@ -36,7 +36,8 @@ const (
 // [manifest.ErrStale] when the upper was written over another snapshot.
 //
 // ctx bounds the start only: the instance lives until Stop, or until the
-// calling process dies, by which everything in the root dies too.
+// calling process dies, by which everything in the root dies too, unless it is to
+// outlive that (see [Options]).
 func Start(ctx context.Context, o Options) (*Instance, error) {
 	i, err := newInstance(o)
 	if err != nil {
@@ -120,13 +121,16 @@ func (i *Instance) bringUp(ctx context.Context, old *record) (err error) {
 		return i.explain(ctx, err)
 	}
 	step("probes")
+	if err := i.outlive(); err != nil {
+		return err
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.ended {
 		return i.explain(ctx, i.err)
 	}
-	i.rec.Ready, i.rec.Units = time.Now(), i.unitStates()
-	return i.dir.save(i.rec)
+	i.rec.Ready = time.Now()
+	return i.remember()
 }
 
 // steps returns a function that reports how long each step took.
@@ -205,17 +209,7 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 	if err != nil {
 		return fmt.Errorf("%w%s", err, i.mountHint(err))
 	}
-	i.watched.Go(func() {
-		select {
-		case <-i.box.Done():
-			select {
-			case <-i.stop:
-			default:
-				i.end(errors.New("the sandbox ended"))
-			}
-		case <-i.stop:
-		}
-	})
+	i.watchBox()
 	first, task, err := findInit(i.rec.Mark)
 	if err != nil {
 		return err
@@ -227,6 +221,21 @@ func (i *Instance) buildRoot(ctx context.Context, old *record) error {
 		return makeFolders(ctx, task, inRoot)
 	}
 	return nil
+}
+
+// watchBox ends the instance when the sandbox ends.
+func (i *Instance) watchBox() {
+	i.watched.Go(func() {
+		select {
+		case <-i.box.Done():
+			select {
+			case <-i.stop:
+			default:
+				i.end(errors.New("the sandbox ended"))
+			}
+		case <-i.stop:
+		}
+	})
 }
 
 // listen passes what the sandbox's own processes complain of to the log of this

@@ -35,7 +35,7 @@ func (i *Instance) Stop(ctx context.Context) error {
 	i.stopped = true
 	i.end(nil)
 	i.mu.Lock()
-	i.rec.Stopped, i.rec.Units = time.Now(), nil
+	i.rec.Stopped, i.rec.Units, i.rec.Mains = time.Now(), nil, nil
 	err := i.dir.save(i.rec)
 	i.mu.Unlock()
 	i.dir.unlock()
@@ -79,7 +79,7 @@ func (i *Instance) tearDown(ctx context.Context, gently bool) error {
 		i.abort(nil) // nobody waits for the start any more
 	}
 	var errs []error
-	for _, name := range []string{runName, workName, rootName} {
+	for _, name := range []string{runName, workName, rootName, doorName} {
 		if err := os.RemoveAll(i.dir.in(name)); err != nil {
 			errs = append(errs, err)
 		}

@@ -77,7 +77,7 @@ func (s *Store) mark(ctx context.Context, snap *manifest.Snapshot, needed, parti
 		}
 		return out, nil
 	}
-	return walk(ctx, snap, pages, visitor{absent: func(int) {}, file: func(_ string, e *manifest.Entry) error {
+	return walk(ctx, snap, pages, visitor{absent: func(string, manifest.Digest) {}, file: func(_ string, e *manifest.Entry) error {
 		needed[e.Digest] = true
 		if !e.Chunks.IsZero() {
 			needed[e.Chunks] = true

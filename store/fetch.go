@@ -103,6 +103,7 @@ func (r *Reader) attempt(ctx context.Context, o *Source, j *job, patience time.D
 		if err := j.accept(j.off, data); err != nil {
 			return err
 		}
+		r.got(o, len(data))
 		j.off += int64(len(data))
 		j.n -= int64(len(data))
 		*deadline = time.Now().Add(r.store.deadline)
@@ -201,6 +202,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 		o := &order[n]
 		began := time.Now()
 		errs := map[int]error{}
+		some := false // of them it has sent
 		resting := o.rest(background).resting()
 		if err := resting; err != nil {
 			for _, i := range left {
@@ -211,14 +213,20 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if _, ok := o.way(background).(Listener); background && !ok {
 				silence = r.store.deadline // one answer may be a MiB, and the wire slow
 			}
-			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, accept})
+			err := r.exchange(ctx, o, request{want, left, background, silence, &deadline, errs, func(i int, data []byte) error {
+				err := accept(i, data)
+				if err == nil {
+					r.got(o, len(data))
+				}
+				return err
+			}})
 			if ctx.Err() != nil {
 				return nil, context.Cause(ctx)
 			}
 			if err != nil {
 				return nil, err
 			}
-			if len(errs) < len(left) {
+			if some = len(errs) < len(left); some {
 				o.rest(background).answered(nil)
 			}
 		}
@@ -227,7 +235,7 @@ func (r *Reader) batch(ctx context.Context, want []wanted, background bool, acce
 			if err == nil {
 				continue
 			}
-			if resting == nil {
+			if resting == nil && (!some || !about(err)) {
 				o.rest(background).answered(err)
 			}
 			r.blame(o, want[i].what, want[i].Digest, err)

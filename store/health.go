@@ -21,6 +21,11 @@ const (
 	// one to ask.
 	restFor  = time.Second
 	restMost = 30 * time.Second
+	// lacking is for how many contents in a row a source has nothing until others are
+	// asked first for lackFor: a standby that has little yet costs each request a round
+	// trip.
+	lacking = 32
+	lackFor = 10 * time.Second
 )
 
 // A Health is what is known of how a source does. Sources that lead to the same host
@@ -75,9 +80,13 @@ func (h *Health) Connected() {
 // Lost says that the source can't be reached. Until Connected it is asked when there
 // is no other one, and from time to time.
 func (h *Health) Lost(reason error) {
-	h.demand.lost(reason)
-	h.bulk.lost(reason)
+	h.demand.away(reason, restMost)
+	h.bulk.away(reason, restMost)
 }
+
+// Failed says that the source did not answer something else than a request for content:
+// for a moment others are asked first.
+func (h *Health) Failed(reason error) { h.demand.away(reason, restFor) }
 
 func (h *Health) blame(what string) {
 	h.mu.Lock()
@@ -93,6 +102,8 @@ type rest struct {
 	reason       error
 	since        time.Time // of the first of them
 	least, until time.Time // not asked before the one; not before the other while somebody else can be
+	lacks        int       // requests in a row for what it does not have
+	lackUntil    time.Time // not asked before while somebody else can be
 }
 
 // resting returns why the source is not asked in any case, or nil.
@@ -109,7 +120,8 @@ func (o *rest) resting() error {
 func (o *rest) dozing() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return time.Now().Before(o.until)
+	now := time.Now()
+	return now.Before(o.until) || now.Before(o.lackUntil)
 }
 
 // try reports whether it failed when it was asked last. Others who could ask somebody
@@ -141,6 +153,7 @@ func about(err error) bool {
 func (o *rest) answered(err error) {
 	if err == nil || about(err) {
 		o.worked()
+		o.lacked(errors.Is(err, manifest.ErrNotFound))
 		return
 	}
 	o.mu.Lock()
@@ -164,13 +177,29 @@ func (o *rest) worked() {
 	o.failures, o.reason, o.least, o.until = 0, nil, time.Time{}, time.Time{}
 }
 
-func (o *rest) lost(reason error) {
+// lacked counts what the source does not have.
+func (o *rest) lacked(one bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.failures == 0 {
-		o.failures, o.since = 1, time.Now()
+	if o.lacks++; !one {
+		o.lacks, o.lackUntil = 0, time.Time{}
+	} else if o.lacks >= lacking {
+		o.lackUntil = time.Now().Add(lackFor)
 	}
-	o.reason, o.until = reason, time.Now().Add(restMost)
+}
+
+// away has others asked first for a while.
+func (o *rest) away(reason error, while time.Duration) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	now := time.Now()
+	if o.failures == 0 {
+		o.failures, o.since = 1, now
+	}
+	o.reason = reason
+	if until := now.Add(while); until.After(o.until) {
+		o.until = until
+	}
 }
 
 // rest returns the state of the way that is asked.

@@ -237,3 +237,46 @@ func TestPrefetchPassesOverSilence(t *testing.T) {
 		})
 	}
 }
+
+// A standby that has nothing of what is asked for is asked last for a while, and is no
+// failing one.
+func TestSourceThatLacksAll(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		empty, full := newOrigin(), newOrigin()
+		s, err := Open(Options{Dir: filepath.Join(dir, "store")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = s.Close() }()
+		health := &Health{}
+		r := s.Reader(Source{Name: "empty", Origin: empty, Health: health}, Source{Name: "full", Origin: full})
+		next := uint64(0)
+		read := func() {
+			t.Helper()
+			next++
+			if err := r.Ensure(t.Context(), full.file(fmt.Sprintf("/%d", next), random(100, next))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 * lacking {
+			read()
+		}
+		if n := empty.total(); n != lacking || health.Condition().Failing != nil {
+			t.Errorf("asked %d times for what it does not have; %+v", n, health.Condition())
+		}
+		time.Sleep(lackFor)
+		read()
+		read()
+		if n := empty.total(); n != lacking+1 {
+			t.Errorf("later asked %d times", n-lacking)
+		}
+		time.Sleep(lackFor)
+		next++
+		b := random(100, next)
+		if err := r.Ensure(t.Context(), empty.file("/has", b)); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "it had that", names(r), "empty", "full")
+	})
+}

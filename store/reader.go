@@ -36,7 +36,8 @@ func (s *Source) way(background bool) manifest.Origin {
 // identical files, then from its sources in order.
 type Reader struct {
 	store   *Store
-	sources func() []Source        // each with a Health
+	sources func() []Source // each with a Health
+	rate    meter
 	stream  atomic.Pointer[stream] // the one under way, or the last
 }
 
@@ -61,6 +62,9 @@ func (s *Store) ReaderOf(sources func() []Source) *Reader {
 
 // Sources returns where content comes from now, in the order in which it is asked for.
 func (r *Reader) Sources() []Source { return r.order(false) }
+
+// BlobDir is [Store.BlobDir].
+func (r *Reader) BlobDir() string { return r.store.BlobDir() }
 
 // Meta returns directory pages and chunk lists by digest, in the order asked,
 // verified, and keeps them. What is not in the store is asked for in one batch

@@ -126,6 +126,21 @@ func (s *Store) loadSnapshot(source, service string, sequence uint64) (*manifest
 	return nil, fmt.Errorf("snapshot of %s from %s in %s: %w", service, source, s.dir, manifest.ErrNotFound)
 }
 
+// HasSnapshot reports whether a snapshot is stored under its source, and intact: the
+// next process will find it.
+func (s *Store) HasSnapshot(source string, snap *manifest.Snapshot) bool {
+	d, err := snap.Digest()
+	if err != nil {
+		return false
+	}
+	dir, err := s.serviceDir(source, snap.Service)
+	if err != nil {
+		return false
+	}
+	b, err := os.ReadFile(filepath.Join(dir, snapshotName(SnapshotRef{Sequence: snap.Sequence, Digest: d})))
+	return err == nil && manifest.Sum(b) == d
+}
+
 // snapshotsIn lists a service's snapshots by rising sequence number.
 func snapshotsIn(dir, source, service string) (refs []SnapshotRef, err error) {
 	entries, err := os.ReadDir(dir)

@@ -62,6 +62,7 @@ type Store struct {
 	naming     sync.Mutex // held by who makes or removes a name in blobs or meta; taken before mu
 	mu         sync.Mutex
 	partials   map[manifest.Digest]*partial
+	origins    map[string]*counter               // verified bytes by the name of the source
 	pending    map[manifest.Digest]statcache.Key // verified blobs that are not flushed yet
 	collecting sync.Mutex                        // held by Collect
 	arrived    map[manifest.Digest]bool          // what has come in since Collect began; nil while it does not run
@@ -80,7 +81,7 @@ type Store struct {
 func Open(o Options) (*Store, error) {
 	s := &Store{
 		dir: o.Dir, deadline: o.Deadline, log: o.Log,
-		partials: map[manifest.Digest]*partial{}, pending: map[manifest.Digest]statcache.Key{},
+		partials: map[manifest.Digest]*partial{}, pending: map[manifest.Digest]statcache.Key{}, origins: map[string]*counter{},
 		flush: make(chan struct{}, 1),
 	}
 	if s.deadline <= 0 {

@@ -31,8 +31,8 @@ type Tally struct {
 	// Missing counts the files of which nothing is there, and all bytes that
 	// are not. Files in directories that are not known yet are among them.
 	Missing Count `json:"missing"`
-	// MissingMeta is how many directory pages, and chunk lists of files that are
-	// not whole, are known to be missing. There may be more below them.
+	// MissingMeta is how many directory pages and chunk lists are known to be
+	// missing. There may be more below them.
 	MissingMeta int   `json:"missing_meta"`
 	Fetched     Count `json:"fetched"` // by the whole store since it was opened
 	// Detached: every byte and every name is in the store, verified and flushed.
@@ -49,7 +49,7 @@ func (r *Reader) Tally(ctx context.Context, snap *manifest.Snapshot) (Tally, err
 	s := r.store
 	t := Tally{Total: Count{snap.Totals.Files, int64(snap.Totals.Bytes)}}
 	err := walk(ctx, snap, s.storedMeta, visitor{
-		absent: func(n int) { t.MissingMeta += n },
+		absent: func(string, manifest.Digest) { t.MissingMeta++ },
 		file: func(_ string, e *manifest.Entry) error {
 			c := e.Content("")
 			there, err := s.check(ctx, c.Digest)
@@ -65,9 +65,9 @@ func (r *Reader) Tally(ctx context.Context, snap *manifest.Snapshot) (Tally, err
 				if have := s.partialBytes(c); have > 0 {
 					t.Partial.add(1, have)
 				}
-				if _, err := os.Lstat(s.metaPath(c.Chunks)); err != nil {
-					t.MissingMeta++
-				}
+			}
+			if c.Size > manifest.ChunkSize && s.readMeta(c.Chunks) == nil {
+				t.MissingMeta++
 			}
 			return nil
 		},

@@ -25,8 +25,8 @@ type metaFunc func(ctx context.Context, digests []manifest.Digest) ([][]byte, er
 type visitor struct {
 	// file gets every regular file, those with several names once.
 	file func(path string, e *manifest.Entry) error
-	// absent, if not nil, gets the number of pages that meta did not return.
-	absent func(pages int)
+	// absent, if not nil, gets the pages that meta did not return, and whose they are.
+	absent func(path string, page manifest.Digest)
 	// enter, if not nil, tells whether to look into a folder.
 	enter func(path string) bool
 }
@@ -61,7 +61,7 @@ func walk(ctx context.Context, snap *manifest.Snapshot, meta metaFunc, v visitor
 			}
 			if b == nil {
 				if v.absent != nil {
-					v.absent(1)
+					v.absent(batch[i].path, batch[i].page)
 				}
 				continue
 			}

@@ -230,7 +230,7 @@ func TestArchive(t *testing.T) {
 
 	// What can't be done is said.
 	s.fails(s.standby, 5, "127.0.0.1:5000", "srvfs export "+s.source.Addr+"/web -o docker://127.0.0.1:5000/web:stable")
-	s.fails(s.standby, 1, "is no kind of archive", "srvfs export "+s.source.Addr+"/web -o dir:/srv/web")
+	s.fails(s.standby, 2, "--link goes with", "srvfs export "+s.source.Addr+"/web -o /srv/web --link")
 	s.fails(s.standby, 2, "-o is missing", "srvfs export "+s.source.Addr+"/web")
 	s.fails(s.standby, 1, "only a FILE.tar can be encrypted", "srvfs export "+s.source.Addr+"/web -o /backup/x --encrypt age1x")
 	s.fails(s.standby, 1, "recipient", "srvfs export "+s.source.Addr+"/web -o /backup/x.tar --encrypt age1x")

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
 	"srvfs/manifest"
 	"srvfs/test/world"
 )
@@ -127,6 +129,39 @@ func TestStandbysServeEachOther(t *testing.T) {
 	}
 }
 
+// A standby that knows no source follows it by way of another one.
+func TestFollowByWayOfAStandby(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.paired()
+	s.on(s.standby, "srvfs follow "+s.source.Addr+"/web && srvfs serve")
+	gamma := s.gamma()
+	s.on(gamma, "srvfs pair "+strings.TrimSpace(s.on(s.standby, "srvfs peers token")))
+	name := strings.TrimSpace(s.on(s.source, "hostname"))
+	s.on(gamma, "srvfs follow "+name+"/web")
+	for _, text := range []string{"one", "two"} {
+		before := s.sequence("web")
+		s.on(s.source, "echo "+text+" > /var/www/html/index.html")
+		s.await("it is published", func() bool { return s.sequence("web") > before })
+		newest := s.sequence("web")
+		s.await("it is on gamma", func() bool {
+			st := s.statusOn(gamma, "web")
+			return st.Sequence >= newest && st.Content.Detached
+		})
+	}
+	s.lose()
+	s.endProcess(s.standby, "srvfs", "KILL")
+	s.on(gamma, "srvfs run "+name+"/web && srvfs unfollow web")
+	if got := s.get(gamma, "/"); got != "two\n" {
+		t.Errorf("gamma serves %q", got)
+	}
+	s.on(gamma, "srvfs remove web")
+	s.noResidue(gamma)
+}
+
 // archived has the standby export web, which it has prefetched, and puts that into
 // /backup/web.tar of another host. It returns where that is.
 func (s *site) archived(h *world.Host) string {
@@ -240,6 +275,11 @@ func TestBadArchives(t *testing.T) {
 	write("short.tar", whole[:len(whole)/2])
 	write("text.tar", []byte("not an archive\n"))
 	s.on(gamma, "mkdir -p /mnt/v; cd /backup; tar -cf foreign.tar /etc/hostname")
+	key, other := must(age.GenerateX25519Identity())(t), must(age.GenerateX25519Identity())(t)
+	s.on(s.standby, "srvfs export "+s.source.Addr+"/web -o /backup/sealed.tar --encrypt "+key.Recipient().String())
+	write("sealed.tar", must(os.ReadFile(filepath.Join(s.standby.Root, "backup/sealed.tar")))(t))
+	write("key", []byte(key.String()+"\n"))
+	write("other", []byte(other.String()+"\n"))
 	edited := bytes.Clone(whole)
 	s.spoil(edited)
 	write("edited.tar", edited)
@@ -257,6 +297,8 @@ func TestBadArchives(t *testing.T) {
 		{1, "no OCI image is in it", "mount foreign.tar /mnt/v"},
 		{5, "refused", "mount http://127.0.0.1:1/web.tar /mnt/v"},
 		{1, "not encrypted", "mount --identity /nokey /backup/web.tar /mnt/v"},
+		{4, "--identity", "mount sealed.tar /mnt/v"},
+		{4, "identity", "mount --identity other sealed.tar /mnt/v"},
 		{2, "is an archive", "mount web.tar /mnt/v --archive /backup/web.tar"},
 		{2, "none is named", "mount --insecure alpha/web /mnt/v"},
 		{4, "name the archive alone", "mount --archive /backup/web.tar alpha/web /mnt/v"},
@@ -276,6 +318,15 @@ func TestBadArchives(t *testing.T) {
 		t.Errorf("status and log:\n%s", out)
 	}
 	s.on(gamma, "srvfs umount /mnt/v")
+
+	// With its key one that is encrypted is as good as any, also when it runs again.
+	s.on(gamma, "cd /backup; srvfs run --identity key sealed.tar")
+	s.endProcess(gamma, "srvfs", "KILL")
+	s.on(gamma, "srvfs run web")
+	if got := s.get(gamma, "/"); got != page {
+		t.Errorf("run from the encrypted archive: %q", got)
+	}
+	s.on(gamma, "srvfs remove web")
 	s.noResidue(gamma)
 }
 

@@ -13,12 +13,13 @@ import (
 
 	"srvfs/capture"
 	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/internal/metrics"
 	"srvfs/manifest"
 	"srvfs/rpc"
 )
 
 func (p *program) serveCmd() *cobra.Command {
-	var listen string
+	var listen, monitor string
 	var follow bool
 	c := &cobra.Command{
 		Use:   "serve",
@@ -67,13 +68,29 @@ have changed, it is captured anew as it was asked for.
 			defer t.close() // when nothing follows any more
 			offer := provider{lib, live, newNews()}
 			server := rpc.NewServer(id, peers, offer, rpc.ServerOptions{Log: log})
+			told := newGauge(lib, server, t)
 			ctx, end := context.WithCancel(c.Context())
 			var work sync.WaitGroup
 			defer work.Wait()
 			defer end()
+			if monitor != "" {
+				m, err := metrics.Listen(ctx, monitor)
+				if err != nil {
+					return errors.Join(err, l.Close())
+				}
+				log.Info("metrics", "address", m.Addr().String())
+				work.Go(func() {
+					if err := metrics.Serve(ctx, m, log, told.gather); err != nil {
+						log.Error("metrics are not told any more", "error", err)
+					}
+				})
+			}
 			work.Go(func() {
 				err := lib.Watch(ctx, func() {
 					offer.news.tell()
+					if err := told.look(); err != nil {
+						log.Warn("what was published is not counted", "error", err)
+					}
 					if err := server.Pack(ctx); err != nil && ctx.Err() == nil {
 						log.Warn("starts on standbys will take longer", "error", err)
 					}
@@ -93,6 +110,7 @@ have changed, it is captured anew as it was asked for.
 		},
 	}
 	c.Flags().StringVar(&listen, "listen", ":"+strconv.Itoa(rpc.DefaultPort), "address and port to listen on")
+	c.Flags().StringVar(&monitor, "metrics", "", "answer Prometheus at this [HOST]:PORT, /metrics; without a host on this one alone (default: nowhere)")
 	c.Flags().BoolVar(&follow, "follow", false, "publish a new snapshot when files of a service have changed")
 	return c
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -81,6 +82,13 @@ func (t *teller) follow(service string, s *capture.FollowState) {
 	if t.lock != nil {
 		t.write()
 	}
+}
+
+// followed returns how the services are followed; nil if none is.
+func (t *teller) followed() map[string]capture.FollowState {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return maps.Clone(t.now.Follows)
 }
 
 func (t *teller) write() {

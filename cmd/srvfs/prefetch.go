@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,10 +12,11 @@ import (
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/manifest"
 )
 
 func (p *program) prefetchCmd() *cobra.Command {
-	var asJSON bool
+	var asJSON, verify bool
 	var from archiveFlags
 	c := &cobra.Command{
 		Use:   "prefetch (HOST[:PORT]/SERVICE | ARCHIVE | NAME)",
@@ -33,16 +36,21 @@ prepared, so that its first write does not wait for one: this takes their space 
 second time, unless the state folder's file system has reflinks. --no-prepare
 makes none and removes those there are; a service that runs here remembers it.
 
+--verify first reads everything again that is here, from the disk, and compares it with
+its digests: directories, files, and those of this host that are pinned. What is
+damaged is removed and fetched anew. If no origin has it, each such file is named
+and the exit code is 6.
+
 ` + archiveHelp + `
 
 ` + cli.Codes,
-		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web",
+		Example: "  srvfs prefetch alpha/web\n  srvfs prefetch web\n  srvfs prefetch web --verify",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that runs here"),
 		RunE: func(c *cobra.Command, args []string) error {
 			if err := needRoot(c); err != nil {
 				return err
 			}
-			call := control.Call{Prepare: prepareFlag(c)}
+			call := control.Call{Prepare: prepareFlag(c), Verify: verify}
 			var err error
 			if isArchive(args[0]) || strings.Contains(args[0], "/") {
 				call.Snapshot, err = from.split(c, args[0])
@@ -64,7 +72,20 @@ makes none and removes those there are; a service that runs here remembers it.
 				return err
 			}
 			if asJSON {
-				return cli.JSON(c.OutOrStdout(), r)
+				return errors.Join(cli.JSON(c.OutOrStdout(), r), lost(&r))
+			}
+			if v := r.Verified; v != nil {
+				_, _ = fmt.Fprintf(c.OutOrStdout(), "verified: %s, %s, and %s\n", cli.Count(v.Files, "file"), cli.Bytes(v.Bytes), cli.Count(v.Pages, "page"))
+				for _, d := range v.Damaged {
+					state := "fetched anew"
+					if slices.Contains(v.Lost, d) {
+						state = "lost"
+					}
+					_, _ = fmt.Fprintf(c.OutOrStdout(), "damaged: %s: %s\n", d, state)
+				}
+			}
+			if err := lost(&r); err != nil {
+				return err
 			}
 			state := "detached: the source is needed no more"
 			if !r.Content.Detached {
@@ -79,8 +100,17 @@ makes none and removes those there are; a service that runs here remembers it.
 	}
 	addPrepareFlag(c)
 	from.add(c)
+	c.Flags().BoolVar(&verify, "verify", false, "read everything again that is here, and fetch anew what is damaged")
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")
 	return c
+}
+
+// lost is the error of a verification that found damage which nobody can mend.
+func lost(r *daemon.Prefetched) error {
+	if r.Verified == nil || len(r.Verified.Lost) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s/%s: %s damaged here, and could not be fetched anew: %s: %w\n(%s)", r.Source, r.Service, cli.Count(len(r.Verified.Lost), "file"), r.Verified.Lost, manifest.ErrCorrupt, r.Verified.Reason)
 }
 
 // shown shows on a terminal how far a command is.

@@ -45,6 +45,11 @@ Files that the service is known to write to, and that srvfs prefetch has prepare
 private copies of, become the service's: its first write waits for no copy.
 --no-prepare leaves them, and is remembered; --no-prepare=false takes it back.
 
+--no-fuse starts a service whose snapshot is detached on a root of plain files: names and
+attributes in a tree on the disk, content in the store, which the kernel joins. No part
+of that needs srvfs any more: should its daemon be killed the service goes on, and the
+next daemon takes it over. What is not detached is refused.
+
 ` + cli.Codes,
 		Example: "  srvfs run alpha/web\n  srvfs run alpha/web --name web2\n  srvfs run web\n  srvfs run alpha/web@12 --name web12\n  srvfs run docker://registry.example/web:latest\n  srvfs run alpha/web --archive /backup/web.tar",
 		Args:    cli.Args(1, 1, "HOST[:PORT]/SERVICE, or the NAME of a service that ran here before"),
@@ -89,6 +94,7 @@ private copies of, become the service's: its first write waits for no copy.
 	c.Flags().BoolVar(&call.Update, "update", false, "move a service that ran here before to the source's newest snapshot; needs --discard")
 	c.Flags().BoolVar(&call.Force, "discard", false, "with --update: give up what the service wrote here")
 	c.Flags().DurationVar(&call.Timeout, "timeout", 30*time.Second, "how long the probes may take to answer")
+	c.Flags().BoolVar(&call.NoFuse, "no-fuse", false, "without FUSE, for a snapshot that is detached")
 	addPrepareFlag(c)
 	from.add(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print the result as JSON")

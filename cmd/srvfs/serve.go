@@ -91,6 +91,7 @@ func (p *program) peersCmd() *cobra.Command {
 			if asJSON {
 				return cli.JSON(c.OutOrStdout(), rows)
 			}
+			p.warnSilent(c)
 			if len(rows) == 0 {
 				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvfs: no other standby is paired with this one; see `srvfs peers token --help`")
 				return nil
@@ -106,6 +107,13 @@ func (p *program) peersCmd() *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.AddCommand(p.peersTokenCmd(), p.peersRevokeCmd())
 	return c
+}
+
+// warnSilent says that peers are of no use while nobody answers them.
+func (p *program) warnSilent(c *cobra.Command) {
+	if !daemon.Serves(p.state) {
+		_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvfs: this host does not serve other standbys now: `srvfs serve` has it do so")
+	}
 }
 
 func (p *program) peersTokenCmd() *cobra.Command {
@@ -133,6 +141,7 @@ send a password.
 			if err != nil {
 				return err
 			}
+			p.warnSilent(c)
 			token, err := peers.NewToken(id.Fingerprint(), g)
 			if err != nil {
 				return err

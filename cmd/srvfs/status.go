@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"srvfs/cmd/internal/cli"
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/cmd/srvfs/internal/daemon"
+	"srvfs/store"
 )
 
 func (p *program) statusCmd() *cobra.Command {
@@ -67,8 +69,14 @@ func progress(f *daemon.Following) string {
 		text = fmt.Sprintf("snapshot %d is on its way", f.Newest)
 	case f.Newest > f.Sequence:
 		text = fmt.Sprintf("snapshot %d is here, %d behind", f.Sequence, f.Newest-f.Sequence)
+		if !f.Behind.IsZero() {
+			text += fmt.Sprintf(" for %s", cli.Took(time.Since(f.Behind)))
+		}
 	case f.Sequence > 0:
 		text = fmt.Sprintf("snapshot %d is here", f.Sequence)
+	}
+	if f.Coming > 0 && f.Prefetch {
+		text += fmt.Sprintf("; of snapshot %d %s are missing", f.Coming, count(f.Missing))
 	}
 	if !f.Heard.IsZero() {
 		text += fmt.Sprintf("; the source was heard %s ago", cli.Took(time.Since(f.Heard)))
@@ -89,15 +97,19 @@ func printAll(out, errs io.Writer, all []daemon.Status, whole bool) error {
 		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tDETACHED\tPREPARED")
+	_, _ = fmt.Fprintln(w, "NAME\tSTATE\tFROM\tSNAPSHOT\tLOCAL\tSTORED\tMISSING\tRATE\tDETACHED\tPREPARED")
 	for _, s := range all {
 		t := s.Content
 		state := s.State
 		if f := s.Following; f != nil && f.Sequence > 0 && f.Newest > f.Sequence {
 			state = fmt.Sprintf("%s, %d behind", state, f.Newest-f.Sequence)
+			if !f.Behind.IsZero() {
+				state += fmt.Sprintf(" for %s", cli.Took(time.Since(f.Behind).Truncate(time.Second)))
+			}
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, s.Mountpoint, "-"), state, s.Source, s.Service, s.Sequence,
-			cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), cli.Bytes(t.Missing.Bytes), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
+		missing := missingOf(&s)
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s/%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(s.Name, s.Mountpoint, "-"), state, s.Source, s.Service, s.Sequence,
+			cli.Bytes(t.Local.Bytes), cli.Bytes(t.Stored.Bytes), count(missing), rate(s.Rate), yes(t.Detached), cli.Bytes(s.Prepared.Bytes))
 	}
 	return w.Flush()
 }
@@ -132,6 +144,31 @@ func repeat(ctx context.Context, out io.Writer, show func(io.Writer) error) erro
 	}
 }
 
+// missingOf is what is on its way, or will have to be: of a follow, of the snapshot that
+// is coming.
+func missingOf(s *daemon.Status) store.Count {
+	if s.Following != nil && s.Following.Coming > 0 {
+		return s.Following.Missing
+	}
+	return store.Count{Files: s.Content.Missing.Files + s.Content.Partial.Files, Bytes: s.Content.Missing.Bytes}
+}
+
+// count says a number of files and their bytes.
+func count(c store.Count) string {
+	if c == (store.Count{}) {
+		return "-"
+	}
+	return cli.Count(c.Files, "file") + ", " + cli.Bytes(c.Bytes)
+}
+
+// rate says how fast something comes.
+func rate(r float64) string {
+	if r < 1 {
+		return "-"
+	}
+	return cli.Bytes(int64(r)) + "/s"
+}
+
 // mostMissed bounds the missed paths that are printed.
 const mostMissed = 10
 
@@ -153,6 +190,8 @@ func printStatus(out io.Writer, s *daemon.Status) {
 		line("service", "%s, %s", s.Name, s.State)
 	case s.Following != nil:
 		line("followed", "%s", progress(s.Following))
+	case s.Mountpoint == "":
+		line("prefetch", "%s", s.State)
 	default:
 		line("view", "%s", s.Mountpoint)
 	}
@@ -166,12 +205,20 @@ func printStatus(out io.Writer, s *daemon.Status) {
 	switch s.Reads {
 	case "kernel":
 		line("reads", "served by the kernel from the store")
+	case "disk":
+		line("reads", "served by the kernel from copies")
 	case "view":
 		line("reads", "served by the view")
 	}
+	if s.Instance != nil && s.Instance.Outlives {
+		line("fuse", "not used: the service goes on if the daemon is killed")
+	}
 	line("local", "%s, %s: this host's own files", cli.Count(t.Local.Files, "file"), cli.Bytes(t.Local.Bytes))
 	line("stored", "%s, %s", cli.Count(t.Stored.Files, "file"), cli.Bytes(t.Stored.Bytes))
-	line("missing", "%s, %s", cli.Count(t.Missing.Files, "file"), cli.Bytes(t.Missing.Bytes))
+	line("missing", "%s, %s", cli.Count(t.Missing.Files+t.Partial.Files, "file"), cli.Bytes(t.Missing.Bytes))
+	if s.Rate >= 1 || s.Stage != "" {
+		line("coming", "%s%s", rate(s.Rate), strings.TrimSuffix("; files of: "+s.Stage, "; files of: "))
+	}
 	line("fetched", "%s, %s since the daemon started", cli.Count(t.Fetched.Files, "file"), cli.Bytes(t.Fetched.Bytes))
 	line("detached", "%s", yes(t.Detached))
 	line("prepared", "%s, %s: private copies of what it writes to", cli.Count(s.Prepared.Files, "file"), cli.Bytes(s.Prepared.Bytes))

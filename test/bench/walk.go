@@ -151,19 +151,24 @@ func growth(run string) func(context.Context, *Site, shown) (Sample, error) {
 	}
 }
 
-// settled returns the resident bytes of the standby's daemon when they have not
-// grown less for three seconds; after a minute at most.
+// settled returns the resident bytes of the standby's daemon; see settledAt.
 func (s *Site) settled(ctx context.Context) (int64, error) {
+	return settledAt(ctx, s.daemons[s.Standby].Pid(), "VmRSS")
+}
+
+// settledAt returns the bytes that a line of a process's status says when they have not
+// got less for three seconds; after a minute at most.
+func settledAt(ctx context.Context, pid int, what string) (int64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	least, err := s.resident()
+	least, err := memoryOf(pid, what)
 	for changed := time.Now(); err == nil && time.Since(changed) < 3*time.Second; {
 		var now int64
 		select {
 		case <-ctx.Done():
 			return least, nil
 		case <-time.After(50 * time.Millisecond): // memory says in no other way that it is given back
-			now, err = s.resident()
+			now, err = memoryOf(pid, what)
 		}
 		if now < least {
 			least, changed = now, time.Now()
@@ -172,20 +177,20 @@ func (s *Site) settled(ctx context.Context) (int64, error) {
 	return least, err
 }
 
-// resident returns the resident bytes of the standby's daemon.
-func (s *Site) resident() (int64, error) {
-	name := fmt.Sprintf("/proc/%d/status", s.daemons[s.Standby].Pid())
+// memoryOf returns the bytes that a line of a process's status says.
+func memoryOf(pid int, what string) (int64, error) {
+	name := fmt.Sprintf("/proc/%d/status", pid)
 	b, err := os.ReadFile(name)
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); len(f) > 1 && f[0] == "VmRSS:" {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == what+":" {
 			kb, err := strconv.ParseInt(f[1], 10, 64)
 			return kb << 10, err
 		}
 	}
-	return 0, fmt.Errorf("%s has no VmRSS", name)
+	return 0, fmt.Errorf("%s has no %s", name, what)
 }
 
 // findLine is the walk of the table. It stays in one file system: what a root has

@@ -37,6 +37,10 @@ type Call struct {
 	Force      bool          `json:"force,omitempty"`
 	Timeout    time.Duration `json:"timeout,omitempty"`
 	Listen     string        `json:"listen,omitempty"` // address and port
+	Verify     bool          `json:"verify,omitempty"` // read again what is here
+	Dir        string        `json:"dir,omitempty"`    // the folder to materialise to
+	Link       bool          `json:"link,omitempty"`   // by hard links
+	NoFuse     bool          `json:"no_fuse,omitempty"`
 	// Prepare says whether files that the service writes to are prepared; nil: as
 	// it was said before.
 	Prepare *bool `json:"prepare,omitempty"`
@@ -93,7 +97,7 @@ type Progress struct {
 	Files, TotalFiles int64
 	Bytes, TotalBytes int64
 	Local, Fetched    int64  // bytes that came from this host's own files, and over the wire
-	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"
+	Stage             string // what is being brought: "profile", "used", "package", "library", "rule", "data"; or "verify"
 }
 
 // A Failure is an error on its way to another process.

@@ -6,7 +6,8 @@
 // the folder mounts before it is mounted, so that a daemon that was killed
 // leaves a list of what the next one has to clean up. Services, and the roots
 // that they run in, live in namespaces of their own, which vanish with the
-// daemon however it ends.
+// daemon however it ends; but for services that were started without FUSE, which the
+// next daemon takes over.
 package daemon
 
 import (
@@ -39,9 +40,10 @@ type Options struct {
 	Reads string
 	// Stay keeps the daemon when it holds no view and no service. Otherwise it
 	// ends soon after the last call.
-	Stay  bool
-	Log   *slog.Logger
-	Ready func() // called once, when it answers calls
+	Stay    bool
+	Metrics string // where monitoring is answered, [HOST]:PORT; empty: nowhere
+	Log     *slog.Logger
+	Ready   func() // called once, when it answers calls
 }
 
 // Who serves the content of a service's root.
@@ -66,16 +68,17 @@ type daemon struct {
 	sources  *rpc.Sources
 	store    *store.Store
 
-	mu       sync.Mutex
-	clients  map[rpc.Fingerprint]*ways
-	archives map[control.Archive]*archived
-	retired  []*ways             // to addresses that a source has no more
-	views    map[string]*view    // by mountpoint
-	services map[string]*running // by name
-	follows  map[string]*follow  // by followRecord.name
-	serving  *serving            // other standbys; nil if it does not
-	locks    map[string]chan struct{}
-	copies   map[string]*store.Copies // by folder
+	mu        sync.Mutex
+	clients   map[rpc.Fingerprint]*ways
+	archives  map[control.Archive]*archived
+	retired   []*ways             // to addresses that a source has no more
+	views     map[string]*view    // by mountpoint
+	services  map[string]*running // by name
+	follows   map[string]*follow  // by followRecord.name
+	serving   *serving            // other standbys; nil if it does not
+	locks     map[string]chan struct{}
+	copies    map[string]*store.Copies // by folder
+	transfers map[*transfer]bool
 
 	calls   atomic.Int64
 	changed chan struct{} // something ended: look whether the daemon is idle
@@ -98,7 +101,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.Log.Warn("left by an earlier daemon", "error", err)
 	}
 	d := &daemon{Options: o, clients: map[rpc.Fingerprint]*ways{}, views: map[string]*view{}, services: map[string]*running{}, follows: map[string]*follow{},
-		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, changed: make(chan struct{}, 1)}
+		locks: map[string]chan struct{}{}, copies: map[string]*store.Copies{}, transfers: map[*transfer]bool{}, changed: make(chan struct{}, 1)}
 	if d.identity, d.sources, err = OpenSources(o.State); err != nil {
 		return err
 	}
@@ -115,6 +118,9 @@ func Run(ctx context.Context, o Options) (err error) {
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
+	if err := d.serveMetrics(ctx); err != nil {
+		return errors.Join(err, l.Close())
+	}
 	var stopWork context.CancelFunc
 	d.ctx, stopWork = context.WithCancel(context.WithoutCancel(ctx))
 	if err := d.resume(); err != nil { // before anybody asks for it
@@ -122,6 +128,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	if err := d.resumeServing(); err != nil {
 		o.Log.Warn("other standbys are not served", "error", err)
+	}
+	if err := d.resumeServices(ctx); err != nil {
+		o.Log.Warn("services that went on without a daemon", "error", err)
 	}
 	served := make(chan error, 1)
 	go func() { served <- control.Serve(ctx, l, d.operations()) }()
@@ -279,7 +288,8 @@ func (d *daemon) operations() map[string]control.Handler {
 	ops := map[string]control.Handler{
 		"mount": d.mountOp, "umount": d.unmountOp, "run": d.runOp, "stop": d.stopOp,
 		"remove": d.removeOp, "prefetch": d.prefetchOp, "export": d.exportOp, "status": d.statusOp, "connect": d.connectOp, "diff": d.diffOp, "collect": d.collectOp, "follow": d.followOp, "unfollow": d.unfollowOp,
-		"serve": d.serveOp,
+		"serve":       d.serveOp,
+		"materialise": d.materialiseOp,
 	}
 	for name, op := range ops {
 		ops[name] = func(ctx context.Context, c control.Call, out control.Stream) (any, error) {

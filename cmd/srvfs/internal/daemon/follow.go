@@ -16,6 +16,7 @@ import (
 
 	"srvfs/cmd/srvfs/internal/control"
 	"srvfs/manifest"
+	"srvfs/rpc"
 	"srvfs/store"
 )
 
@@ -27,7 +28,8 @@ type follow struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 
-	state Following // guarded by the daemon's mu
+	state  Following // guarded by the daemon's mu
+	coming *opened   // the snapshot that is being brought; nil: none is
 }
 
 // A followRecord is what is kept of it on disk.
@@ -42,12 +44,17 @@ type followRecord struct {
 
 // Following tells how far a follow is.
 type Following struct {
-	Sequence uint64    `json:"sequence"`       // the snapshot that is here, with its content if that is prefetched
-	Newest   uint64    `json:"newest"`         // the source's newest, as far as is known
-	Made     time.Time `json:"made,omitzero"`  // when that was made
-	Heard    time.Time `json:"heard,omitzero"` // of the source, last
-	Prefetch bool      `json:"prefetch"`
-	Reason   string    `json:"reason,omitempty"` // why it is not further
+	Sequence uint64    `json:"sequence"`      // the snapshot that is here, with its content if that is prefetched
+	Newest   uint64    `json:"newest"`        // the source's newest, as far as is known
+	Made     time.Time `json:"made,omitzero"` // when that was made
+	// Behind is since when there is one that is not here, by this host's clock.
+	Behind time.Time `json:"behind,omitzero"`
+	// Coming is the snapshot that is being brought, and Missing what of it is not here yet.
+	Coming   uint64      `json:"coming,omitempty"`
+	Missing  store.Count `json:"missing"`
+	Heard    time.Time   `json:"heard,omitzero"` // of the source, last
+	Prefetch bool        `json:"prefetch"`
+	Reason   string      `json:"reason,omitempty"` // why it is not further
 }
 
 // Bounds of the wait after a failure.
@@ -241,20 +248,10 @@ func await(ctx context.Context, d time.Duration) {
 // next waits until the source has another snapshot than the one of the digest have, and
 // brings that here. It returns its digest, or have if there is none yet.
 func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (manifest.Digest, error) {
-	w, _, err := d.find(ctx, f.Source)
+	info, err := d.awaitNewest(ctx, f, have)
 	if err != nil {
 		return have, err
 	}
-	info, err := w.demand.Await(ctx, f.Service, have)
-	if err != nil {
-		return have, err
-	}
-	d.mu.Lock()
-	f.state.Newest, f.state.Made, f.state.Heard = info.Sequence, info.Created, time.Now()
-	if info.Digest == have {
-		f.state.Reason = ""
-	}
-	d.mu.Unlock()
 	if info.Digest == have {
 		return have, nil
 	}
@@ -264,7 +261,7 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, err
 	}
 	defer o.cancel()
-	if o.offline != nil {
+	if o.offline != nil && o.from == "" {
 		return have, o.offline
 	}
 	digest, err := o.snapshot.Digest()
@@ -274,16 +271,54 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 	if err := d.keep(o); err != nil {
 		return have, err
 	}
+	d.mu.Lock()
+	f.coming = o
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		f.coming = nil
+		d.mu.Unlock()
+	}()
 	if f.Prefetch {
 		if err := o.reader.Prefetch(ctx, o.snapshot, func(store.Progress) {}); err != nil {
 			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
 		}
 	}
 	d.mu.Lock()
-	f.state.Sequence, f.state.Reason = o.snapshot.Sequence, ""
+	f.state.Sequence, f.state.Reason, f.state.Behind = o.snapshot.Sequence, "", time.Time{}
 	d.mu.Unlock()
 	d.Log.Debug("followed", "source", f.Source, "service", f.Service, "snapshot", o.snapshot.Sequence, "took", time.Since(start), "behind", time.Since(time.Unix(0, o.snapshot.Created)))
 	return digest, nil
+}
+
+// awaitNewest waits until the source has another snapshot than the one of the digest have;
+// or, if it does not answer, for what other standbys have heard of it since.
+func (d *daemon) awaitNewest(ctx context.Context, f *follow, have manifest.Digest) (info rpc.ServiceInfo, err error) {
+	w, _, err := d.find(ctx, f.Source)
+	if err == nil {
+		info, err = w.demand.Await(ctx, f.Service, have)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		for _, w := range d.clients {
+			if v := w.offer(f.Key, f.Service); v != nil && v.Sequence > f.state.Sequence {
+				f.state.Newest, f.state.Made = v.Sequence, v.Created
+				if f.state.Behind.IsZero() {
+					f.state.Behind = time.Now()
+				}
+				return *v, nil
+			}
+		}
+		return info, err
+	}
+	f.state.Newest, f.state.Made, f.state.Heard = info.Sequence, info.Created, time.Now()
+	if info.Digest == have {
+		f.state.Reason = ""
+	} else if f.state.Behind.IsZero() {
+		f.state.Behind = time.Now()
+	}
+	return info, nil
 }
 
 // complete returns the newest stored snapshot of a followed service of which all content
@@ -321,21 +356,32 @@ func (d *daemon) complete(ctx context.Context, key, service string, newest *mani
 func (d *daemon) followed(ctx context.Context) ([]Status, error) {
 	d.mu.Lock()
 	var all []Status
-	keys := []string{}
+	var coming []*opened
 	for _, f := range d.follows {
 		state := f.state
-		all, keys = append(all, Status{Source: f.Source, Service: f.Service, Sequence: state.Sequence, State: "followed", Reason: state.Reason, Following: &state}), append(keys, f.Key)
+		s := Status{Source: f.Source, Service: f.Service, Sequence: state.Sequence, State: "followed", Reason: state.Reason, Following: &state, key: f.Key}
+		if f.coming != nil {
+			s.Rate, state.Coming = f.coming.reader.Rate(), f.coming.snapshot.Sequence
+		}
+		all, coming = append(all, s), append(coming, f.coming)
 	}
 	d.mu.Unlock()
 	for i := range all {
 		s := &all[i]
-		snap, err := d.store.LoadSnapshotAt(keys[i], s.Service, s.Sequence)
+		if o := coming[i]; o != nil {
+			t, err := o.reader.Tally(ctx, o.snapshot)
+			if err != nil {
+				return nil, err
+			}
+			s.Following.Missing = store.Count{Files: t.Missing.Files + t.Partial.Files, Bytes: t.Missing.Bytes}
+		}
+		snap, err := d.store.LoadSnapshotAt(s.key, s.Service, s.Sequence)
 		if errors.Is(err, manifest.ErrNotFound) {
 			continue // the first has not come yet
 		}
 		if err == nil {
 			s.Sequence = snap.Sequence
-			s.Content, err = d.store.Reader().Tally(ctx, snap)
+			s.Content, err = d.tally(ctx, s.key, d.store.Reader(), snap)
 		}
 		if err != nil {
 			return nil, err

@@ -90,13 +90,39 @@ func (d *daemon) from(ctx context.Context, of control.Snapshot) (*origins, error
 		return s, nil
 	}
 	if s.ways, s.key, err = d.find(ctx, of.Source); errors.Is(err, manifest.ErrDenied) {
-		if key := d.keyOf(ctx, of.Source); key != "" {
+		key := d.keyOf(ctx, of.Source)
+		if key == "" {
+			key = d.keyBefore(of.Source)
+		}
+		if key != "" {
 			s.key, err = key, nil
 		} else if of.Archive != nil {
 			err = fmt.Errorf("%w; or name the archive alone, as %s", err, of.Archive.Ref)
 		}
 	}
 	return s, err
+}
+
+// keyBefore returns the ID of a source that was called so when something of it was run
+// or followed here; or "".
+func (d *daemon) keyBefore(source string) string {
+	records, err := d.records()
+	if err != nil {
+		d.Log.Warn("records of services", "error", err)
+	}
+	for _, r := range records {
+		if r.Source == source {
+			return r.Key
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.follows {
+		if f.Source == source {
+			return f.Key
+		}
+	}
+	return ""
 }
 
 // again returns where the content comes from of what was stored here before, whatever

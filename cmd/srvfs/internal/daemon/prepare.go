@@ -194,7 +194,7 @@ func (d *daemon) waiting(ctx context.Context, o *opened, written []store.Written
 		run := d.services[r.Name]
 		d.mu.Unlock()
 		if run != nil {
-			if run.view.snapshot.Root.Digest == o.snapshot.Root.Digest {
+			if run.snapshot.Root.Digest == o.snapshot.Root.Digest {
 				d.copyUp(ctx, run, written)
 			}
 			continue
@@ -227,7 +227,7 @@ func (d *daemon) copyUp(ctx context.Context, r *running, written []store.Written
 // new: what it found no copy of may be local by now.
 func (d *daemon) copyUpNew(record *serviceRecord, r *running, written []store.Written) {
 	if _, fresh := r.Placed(); fresh && !record.NoPrepare {
-		d.copyUp(r.view.background, r, written)
+		d.copyUp(r.background, r, written)
 	}
 }
 

@@ -44,6 +44,12 @@ func OpenPeers(state string) (*rpc.Peers, error) {
 	return rpc.OpenPeersOf(dir, "srvfs peers token", "srvfs peers")
 }
 
+// Serves reports whether the daemon of a state folder is to serve other standbys.
+func Serves(state string) bool {
+	_, err := os.Stat(filepath.Join(servingDir(state), "serve.json"))
+	return err == nil
+}
+
 // serveOp begins to serve other standbys at an address, instead of another one if there
 // is one; or ends that.
 func (d *daemon) serveOp(ctx context.Context, c control.Call, _ control.Stream) (any, error) {

@@ -26,7 +26,9 @@ import (
 // have ended by itself.
 type running struct {
 	*service.Instance
-	view *view
+	opened
+	source string // as it was called
+	view   *view  // nil: the root stands on plain files
 }
 
 // A serviceRecord is what is kept of a service between its runs. The snapshot
@@ -206,8 +208,13 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 			o.cancel()
 		}
 	}()
-	d.stream(o)
-	if err := d.prepare(ctx, o); err != nil {
+	if c.NoFuse {
+		err = d.checkDetached(ctx, c, o)
+	} else {
+		d.stream(o)
+		err = d.prepare(ctx, o)
+	}
+	if err != nil {
 		return nil, err
 	}
 	out.Step("snapshot", time.Since(begin), o.describe())
@@ -229,6 +236,12 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		}
 		kept <- err
 	})
+	if c.NoFuse { // it may outlive us from its start on: whoever comes next must know of it
+		err := <-kept
+		if kept <- err; err != nil {
+			return nil, err
+		}
+	}
 	defer func() {
 		if err != nil && known == nil { // it never ran here: nothing is left of the attempt
 			err = errors.Join(err, d.discard(context.WithoutCancel(ctx), c.Name))
@@ -240,30 +253,25 @@ func (d *daemon) run(ctx context.Context, c control.Call, known *serviceRecord, 
 		return d.ready(record, written)
 	}, out)
 	if keptErr := <-kept; keptErr != nil && err == nil {
-		err = errors.Join(fmt.Errorf("record of service %s: %w", c.Name, keptErr), r.Stop(context.WithoutCancel(ctx)), d.hide(context.WithoutCancel(ctx), r.view))
+		err = errors.Join(fmt.Errorf("record of service %s: %w", c.Name, keptErr), r.Stop(context.WithoutCancel(ctx)), d.letGo(context.WithoutCancel(ctx), r))
 	}
 	if err != nil {
 		d.prepareAgain(record, o)
 		return nil, err
 	}
-	d.mu.Lock()
-	d.services[c.Name] = r
-	d.mu.Unlock()
+	d.register(c.Name, r)
 	d.match(o, func() { d.copyUpNew(record, r, written) })
-	d.work.Go(func() {
-		<-r.Done()
-		if err := r.Err(); err != nil {
-			d.Log.Error("the service has ended by itself", "name", c.Name, "error", err)
-		}
-	})
 	ran := Ran{Name: c.Name, LogFile: r.State().LogFile, Ready: time.Since(begin), Fetched: int64(d.store.Stats().FetchedBytes - fetched)}
 	ran.Layered, ran.Note, _ = d.layered()
 	return ran, nil
 }
 
 // bringUp mounts the view and starts the service on it, while what it needs for
-// that streams in.
+// that streams in; or does without a view.
 func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, helper *sandbox.Helper, ready func() []service.Prepared, out control.Stream) (*running, error) {
+	if c.NoFuse {
+		return d.bringUpPlain(ctx, c, o, helper, ready(), out)
+	}
 	start := time.Now()
 	layout := view_fs.Plain
 	layered, why, err := d.layered()
@@ -288,7 +296,7 @@ func (d *daemon) bringUp(ctx context.Context, c control.Call, o *opened, helper 
 		helper.Close() // a view that it holds would not end
 		return nil, errors.Join(err, d.hide(context.WithoutCancel(ctx), v))
 	}
-	return &running{inst, v}, nil
+	return &running{inst, *o, c.Source, v}, nil
 }
 
 // layered reports whether the kernel serves content, and if not, why.
@@ -308,16 +316,20 @@ func (d *daemon) start(ctx context.Context, c control.Call, o *opened, v *view, 
 	if layered {
 		layers = service.Layers{Tree: filepath.Join(v.mountpoint, "tree"), Gate: filepath.Join(v.mountpoint, "content"), Blobs: d.store.BlobDir(), Failed: filepath.Join(v.mountpoint, "failed"), Stubs: d.stubs(ctx, c.Name, o, v)}
 	}
+	return d.startOn(ctx, c, o, layers, ready, helper, out)
+}
+
+// startOn starts the service on a root of these layers.
+func (d *daemon) startOn(ctx context.Context, c control.Call, o *opened, layers service.Layers, ready []service.Prepared, helper *sandbox.Helper, out control.Stream) (*service.Instance, error) {
 	var mu sync.Mutex
-	inst, err := service.Start(ctx, service.Options{
-		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, Prepared: ready, ReadyTimeout: c.Timeout, Log: d.Log, Helper: helper,
+	return service.Start(ctx, service.Options{
+		Name: c.Name, Dir: d.rootDir(c.Name), Layers: layers, Snapshot: o.snapshot, Prepared: ready, ReadyTimeout: c.Timeout, Log: d.Log, Helper: helper, Outlive: c.NoFuse,
 		Progress: func(step string, took time.Duration) {
 			mu.Lock()
 			defer mu.Unlock()
 			out.Step(step, took, "")
 		},
 	})
-	return inst, err
 }
 
 // stubs makes the layer of the programs that the service is known to execute,
@@ -376,7 +388,7 @@ func (d *daemon) end(ctx context.Context, name string, r *running, out control.S
 	start := time.Now()
 	stopErr := r.Stop(ctx)
 	out.Step("stop", time.Since(start), "")
-	hideErr := d.hide(ctx, r.view)
+	hideErr := d.letGo(ctx, r)
 	d.mu.Lock()
 	if hideErr == nil {
 		delete(d.services, name)

@@ -56,7 +56,9 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	if stored != nil && of.Sequence != 0 {
 		return d.opened(from, stored), nil
 	}
-	opening, offline := d.askSource(ctx, from, of.Ref, stored != nil)
+	// Not for too long if there may be something to use instead.
+	short := stored != nil || from.archive != nil || d.standbys()
+	opening, offline := d.askSource(ctx, from, of.Ref, short)
 	if offline == nil {
 		from.opening, from.openingFrom = opening, from.ways
 		return d.receive(from, opening), nil
@@ -78,6 +80,12 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	} else if !errors.Is(err, manifest.ErrNotFound) {
 		d.Log.Warn("other standbys", "source", source, "service", service, "error", err)
 	}
+	if short && stored == nil && from.archive == nil && errors.Is(offline, manifest.ErrUnavailable) {
+		if opening, offline = d.askSource(ctx, from, of.Ref, false); offline == nil { // it is slow
+			from.opening, from.openingFrom = opening, from.ways
+			return d.receive(from, opening), nil
+		}
+	}
 	switch {
 	case stored == nil && from.archive != nil:
 		return d.instead(ctx, from, of.Ref, offline)
@@ -97,20 +105,19 @@ func (d *daemon) open(ctx context.Context, of control.Snapshot) (_ *opened, err 
 	return o, nil
 }
 
-// askSource asks the source for a snapshot, for not too long if there is something to
-// use instead.
-func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref, replaceable bool) (*rpc.Opening, error) {
+// askSource asks the source for a snapshot, for a short time only if that is enough.
+func (d *daemon) askSource(ctx context.Context, from *origins, ref manifest.Ref, short bool) (*rpc.Opening, error) {
 	if from.ways == nil {
 		return nil, fmt.Errorf("this host is not paired with %s: %w", from.name, manifest.ErrUnavailable)
 	}
 	ask, cancel := ctx, func() {}
-	if replaceable || from.archive != nil || d.standbys() {
+	if short {
 		ask, cancel = context.WithTimeout(ctx, patience)
 	}
 	defer cancel()
 	opening, err := from.ways.demand.Open(ask, ref)
 	if errors.Is(err, manifest.ErrUnavailable) && ctx.Err() == nil {
-		from.ways.health.Lost(err)
+		from.ways.health.Failed(err)
 	}
 	return opening, err
 }

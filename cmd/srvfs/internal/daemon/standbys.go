@@ -22,11 +22,12 @@ const askEvery = 5 * time.Second
 
 // keepAsking asks a standby what it has, and learns how far it is, until ctx ends.
 func (d *daemon) keepAsking(ctx context.Context, w *ways) {
-	for ctx.Err() == nil {
-		if err := d.ask(ctx, w); err != nil && ctx.Err() == nil {
+	for failed := false; ctx.Err() == nil; await(ctx, askEvery) {
+		err := d.ask(ctx, w)
+		if err != nil && !failed && ctx.Err() == nil {
 			d.Log.Warn("what a standby has is not known", "standby", w.source.String(), "error", err)
 		}
-		await(ctx, askEvery)
+		failed = err != nil
 	}
 }
 
@@ -34,14 +35,14 @@ func (d *daemon) keepAsking(ctx context.Context, w *ways) {
 func (d *daemon) ask(ctx context.Context, w *ways) error {
 	start := time.Now()
 	offers, err := w.demand.List(ctx)
-	if err != nil {
+	if err != nil && !errors.Is(err, manifest.ErrDenied) { // which leaves no offers
 		return err
 	}
 	w.health.Measured(time.Since(start))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	w.offers = offers
-	return nil
+	return err
 }
 
 // connectStandbys begins to connect to all standbys that this host is paired with.
