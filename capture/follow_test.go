@@ -488,3 +488,28 @@ func TestFollowRootGone(t *testing.T) {
 	}
 	must(lib.Why(manifest.Ref{Service: "web"}, "/etc/other"))(t)
 }
+
+// Following takes a fifth of a processor, and a little more now and then.
+func TestAllowance(t *testing.T) {
+	const ms = time.Millisecond
+	var a allowance
+	now := time.Now()
+	for range 50 { // a change of 15 ms, ten times a second
+		now = now.Add(100 * ms)
+		if rest := a.spend(now, 15*ms); rest != 0 {
+			t.Fatalf("rests for %v after what it may", rest)
+		}
+	}
+	var worked, all time.Duration
+	for range 100 { // changes without an end
+		now, worked, all = now.Add(50*ms), worked+50*ms, all+50*ms
+		rest := a.spend(now, 50*ms)
+		now, all = now.Add(rest), all+rest
+	}
+	if share := float64(worked) / float64(all); share < 0.19 || share > 0.21 {
+		t.Errorf("takes %.3f of a processor", share)
+	}
+	if rest := a.spend(now.Add(time.Hour), time.Second); rest != restFactor*(time.Second-restCredit) {
+		t.Errorf("rests for %v after a second of work", rest)
+	}
+}

@@ -20,9 +20,10 @@ const (
 	// gatherFor is how long changes are gathered after the first: one save of an
 	// editor is several.
 	gatherFor = 10 * time.Millisecond
-	// restFactor bounds the share of a processor that following takes: after an
-	// update it rests for so many times as long as that took.
+	// restFactor bounds the share of a processor that following takes: it rests for so
+	// many times as long as it works, once it has used its credit (see allowance).
 	restFactor = 4
+	restCredit = 100 * time.Millisecond
 	// What changes again and again is published ever more seldom, from busyFirst to
 	// busyMost apart.
 	busyFirst = 100 * time.Millisecond
@@ -177,6 +178,7 @@ func (w *following) follow(ctx context.Context) error {
 	again := newRecapture(w, f)
 	defer again.end()
 	var took time.Duration
+	var effort allowance
 	for {
 		due, wait := d.take(time.Now())
 		wait = min(wait, again.turn(ctx, time.Now()))
@@ -191,7 +193,7 @@ func (w *following) follow(ctx context.Context) error {
 			wait = min(wait, m.due.Sub(now))
 		}
 		if len(due.paths) > 0 || len(due.inodes) > 0 {
-			q.rest((1 + restFactor) * took) // as long as the one before took
+			q.rest(took) // as long as the one before took
 			start := cmp.Or(began, time.Now())
 			began = time.Time{}
 			published, retry, err := f.update(ctx, due.paths, due.inodes)
@@ -214,8 +216,9 @@ func (w *following) follow(ctx context.Context) error {
 				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
-			d.rest(now.Add(restFactor * took))
-			q.rest(restFactor * took)
+			rest := effort.spend(now, took)
+			d.rest(now.Add(rest))
+			q.rest(rest)
 			continue
 		}
 		timer := time.NewTimer(wait)
@@ -256,6 +259,20 @@ func (w *following) follow(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+}
+
+// An allowance is the time that following may take: one part of 1+restFactor, and
+// restCredit at once, so that who changes a file now and then waits for nobody's rest.
+type allowance struct {
+	spent time.Duration // and not yet made up for
+	at    time.Time     // when that was so
+}
+
+// spend notes that took was used until now, and returns for how long to rest.
+func (a *allowance) spend(now time.Time, took time.Duration) time.Duration {
+	a.spent = max(0, a.spent-(now.Sub(a.at)-took)/restFactor) + took
+	a.at = now
+	return restFactor * max(0, a.spent-restCredit)
 }
 
 // moments says when data of one moment is to be copied next.

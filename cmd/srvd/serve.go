@@ -85,9 +85,13 @@ have changed, it is captured anew as it was asked for.
 					}
 				})
 			}
+			work.Go(func() { // by itself: who waits for news does not wait for what else they mean
+				if err := lib.Watch(ctx, offer.news.tell); err != nil {
+					log.Warn("standbys that follow will not hear of new snapshots at once", "error", err)
+				}
+			})
 			work.Go(func() {
 				err := lib.Watch(ctx, func() {
-					offer.news.tell()
 					if err := told.look(); err != nil {
 						log.Warn("what was published is not counted", "error", err)
 					}
