@@ -49,14 +49,14 @@ SERVICES := ^(TestServices|TestThreeServices|TestCaptureFromPackages)
 test: roots test-race test-one test-services ## every test
 
 test-race:
-	$(GO) test $(RACE) -timeout 30m -skip '$(SERVICES)' ./...
+	$(GO) test $(RACE) -timeout 60m -skip '$(SERVICES)' ./...
 
 test-one:
-	GOMAXPROCS=1 $(GO) test -count=1 -timeout 30m -skip '$(SERVICES)' ./...
+	GOMAXPROCS=1 $(GO) test -count=1 -timeout 60m -skip '$(SERVICES)' ./...
 	TRACE_BY=ptrace $(GO) test -count=1 ./capture/trace # as on kernels before 6.6
 
 test-services:
-	$(GO) test -count=1 -timeout 30m -run '$(SERVICES)' ./test
+	$(GO) test -count=1 -timeout 60m -run '$(SERVICES)' ./test
 
 fuzz: ## fuzz every decoder for FUZZTIME each (default 30s)
 	@test/fuzz $(or $(FUZZTIME),30s)

@@ -279,7 +279,6 @@ func TestWeb(t *testing.T) {
 	key, to := encryptionKey(t)
 	exportDir(t, filepath.Join(dir, "plain.tar"), contentsDir(t), 1, Options{})
 	exportDir(t, filepath.Join(dir, "sealed.tar"), contentsDir(t), 1, Options{Recipients: []string{to}})
-	var served int64
 	files := http.FileServer(http.Dir(dir))
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
@@ -290,7 +289,6 @@ func TestWeb(t *testing.T) {
 			http.Error(w, "no", http.StatusUnauthorized)
 			return
 		}
-		served++
 		files.ServeHTTP(w, r)
 	}))
 	t.Cleanup(s.Close)
