@@ -46,13 +46,20 @@ profile: deps build ## CPU and heap profiles of srvd and srvfs in the runs of th
 # Real services take minutes, and their subject is what Debian's packages need: once.
 SERVICES := ^(TestServices|TestThreeServices|TestCaptureFromPackages)
 
+# End to end the programs run as processes of their own. At one processor the few that
+# lead through all of them do.
+ROOMS = $$($(GO) list ./... | grep -v '/test$$')
+ONE  := ^(TestMainJob|TestFollow|TestStandbyFollows)$$
+
 test: roots test-race test-one test-services ## every test
 
 test-race:
-	$(GO) test $(RACE) -timeout 60m -skip '$(SERVICES)' ./...
+	$(GO) test $(RACE) -timeout 60m $(ROOMS)
+	test/halves '$(SERVICES)' $(GO) test $(RACE) -timeout 60m
 
 test-one:
-	GOMAXPROCS=1 $(GO) test -count=1 -timeout 60m -skip '$(SERVICES)' ./...
+	GOMAXPROCS=1 $(GO) test -count=1 -timeout 60m $(ROOMS)
+	GOMAXPROCS=1 $(GO) test -count=1 -timeout 60m -run '$(ONE)' ./test
 	TRACE_BY=ptrace $(GO) test -count=1 ./capture/trace # as on kernels before 6.6
 
 test-services:

@@ -46,7 +46,11 @@ type Host struct {
 // environment is what programs on the host see. SRVFS_WORLD tells whose they are,
 // should any be left.
 func (h *Host) environment() []string {
-	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SRVFS_WORLD=" + h.dir}, h.Env...)
+	env := h.Env
+	if v, ok := os.LookupEnv("GOMAXPROCS"); ok {
+		env = append([]string{"GOMAXPROCS=" + v}, env...)
+	}
+	return append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8", "TERM=dumb", "SRVFS_WORLD=" + h.dir}, env...)
 }
 
 // New makes a world without hosts, on a disk of its own below dir.
