@@ -34,7 +34,8 @@ func TestDetached(t *testing.T) {
 	}
 	s.on(s.standby, "srvfs umount /mnt/v")
 	s.fails(s.standby, 1, "not empty", "srvfs export "+web+" -o dir:/srv/plain")
-	s.fails(s.standby, 2, "-o dir:FOLDER", "srvfs export "+web+" -o /srv/other")
+	s.fails(s.standby, 2, "-o dir:FOLDER", "srvfs export "+web+" -o /srv/other --link")
+	s.fails(s.standby, 2, "-o dir:FOLDER", "srvfs export "+web+" -o dir: --compact")
 	s.on(s.standby, "chroot /srv/plain /usr/sbin/nginx -v")
 
 	s.lose()

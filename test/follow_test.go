@@ -234,7 +234,7 @@ printf '/.\n/usr\n/usr/share\n/usr/share/more\n/usr/share/more/file\n' > /var/li
 		t.Errorf("snapshot %d after a capture by hand, %d before", n, before)
 	}
 	s.fails(s.source, 2, "with none, and no other flag", "srvd capture web --probe http://127.0.0.1/")
-	s.fails(s.source, 3, "there are web", "srvd capture -v nobody")
+	s.fails(s.source, 2, "there are web", "srvd capture -v nobody")
 }
 
 // What a change moves to a standby that follows is what has changed: a name among many,

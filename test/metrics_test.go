@@ -46,7 +46,7 @@ func value(all map[string]*dto.MetricFamily, name string, labels ...string) floa
 // Both daemons tell monitoring how they stand, and status how fast what is missing comes.
 func TestMetrics(t *testing.T) {
 	s := newSite(t, world.StandbyRoot)
-	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	s.on(s.source, "head -c 4000000 /dev/urandom > /var/www/html/first && srvd capture web -q --unit nginx --probe http://127.0.0.1/")
 	_, _, err := s.source.Start(s.ctx, "srvd", "serve", "--follow", "--metrics", ":9101")
 	s.check(err)
 	_, _, err = s.standby.Start(s.ctx, "srvfs", "daemon", "--metrics", ":9102")
@@ -61,7 +61,7 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// What comes slowly can be watched.
-	s.check(s.standby.SetWire(s.ctx, world.Wire{Rate: 50_000_000}))
+	s.check(s.standby.SetWire(s.ctx, world.Wire{Rate: 10_000_000}))
 	done := make(chan error, 1)
 	go func() {
 		_, err := s.standby.Shell(s.ctx, "srvfs prefetch "+web)

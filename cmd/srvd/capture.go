@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"srvfs/capture"
 	"srvfs/capture/unit"
 	"srvfs/cmd/internal/cli"
+	"srvfs/manifest"
 )
 
 func (p *program) captureCmd() *cobra.Command {
@@ -66,6 +68,9 @@ are not read again. With the name alone, all is as it was asked for the last tim
 				lib, err := capture.OpenLibrary(p.state)
 				if err == nil {
 					o, err = lib.Again(args[0])
+				}
+				if errors.Is(err, manifest.ErrNotFound) {
+					return cli.UsageError(c, "say how the service starts: one of --unit, --init, --exec and --pid (with none it would be captured as before, but: %v)", err)
 				}
 				if err != nil {
 					return err
