@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -83,11 +82,8 @@ func TestKilledWhileFollowing(t *testing.T) {
 	if bad := s.on(s.standby, `cd /var/lib/srvfs/store/blobs && find . -type f | while read f; do test "$(sha256sum < $f | cut -c1-64)" = "$(basename $f)" || echo $f; done`); bad != "" {
 		t.Errorf("damaged in the standby's store: %s", bad)
 	}
-	for line := range strings.Lines(s.on(s.source, "srvd list web")) {
-		f := strings.Fields(line)
-		if n, err := strconv.Atoi(strings.TrimPrefix(f[0], "web@")); err == nil {
-			s.on(s.source, fmt.Sprintf("srvd show web@%d > /dev/null", n))
-		}
+	for _, n := range s.kept("web") {
+		s.on(s.source, fmt.Sprintf("srvd show web@%d > /dev/null", n))
 	}
 	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/") // and a capture finds its place
 	serve()
