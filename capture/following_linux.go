@@ -19,7 +19,7 @@ import (
 const (
 	// gatherFor is how long changes are gathered after the first: one save of an
 	// editor is several.
-	gatherFor = 10 * time.Millisecond
+	gatherFor = 5 * time.Millisecond
 	// restFactor bounds the share of a processor that following takes: it rests for so
 	// many times as long as it works, once it has used its credit (see allowance).
 	restFactor = 4
