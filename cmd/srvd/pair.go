@@ -3,9 +3,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -69,86 +66,11 @@ func (p *program) warnUnknown(c *cobra.Command, services []string) {
 	}
 }
 
-// peerRow is one peer, or one unused token, in `srvd peers`.
-type peerRow struct {
-	ID       string    `json:"id"`
-	State    string    `json:"state"` // "paired" or "token"
-	Name     string    `json:"name,omitempty"`
-	Address  string    `json:"address,omitempty"`
-	Services []string  `json:"services"` // empty: all
-	Since    time.Time `json:"since"`
-	Expires  time.Time `json:"expires,omitzero"`
-}
-
 func (p *program) peersCmd() *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{
-		Use:     "peers",
-		Short:   "list the paired standbys and unused tokens, or revoke one",
-		Long:    "List the standbys that are paired with this source, and the tokens that can still be used.\n\n" + cli.Codes,
-		Example: "  srvd peers\n  srvd peers --json\n  srvd peers revoke k3v5",
-		Args:    cli.Args(0, 0, ""),
-		RunE: func(c *cobra.Command, _ []string) error {
+	return cli.Peers("srvd", "List the standbys that are paired with this source, and the tokens that can still be used.",
+		"no standby is paired with this source; see `srvd pair --help`",
+		func(*cobra.Command) (*rpc.Peers, error) {
 			_, peers, err := p.open()
-			if err != nil {
-				return err
-			}
-			list, err := peers.List()
-			if err != nil {
-				return err
-			}
-			pending, err := peers.Pending()
-			if err != nil {
-				return err
-			}
-			rows := []peerRow{}
-			for _, v := range list {
-				rows = append(rows, peerRow{ID: v.ID(), State: "paired", Name: v.Name, Address: v.Address, Services: v.Services, Since: v.Paired})
-			}
-			for _, t := range pending {
-				rows = append(rows, peerRow{ID: t.ID, State: "token", Services: t.Services, Since: t.Created, Expires: t.Expires})
-			}
-			if asJSON {
-				return cli.JSON(c.OutOrStdout(), rows)
-			}
-			if len(rows) == 0 {
-				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvd: no standby is paired with this source; see `srvd pair --help`")
-				return nil
-			}
-			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "ID\tSTATE\tNAME\tADDRESS\tSERVICES\tSINCE")
-			for _, r := range rows {
-				services := strings.Join(r.Services, ",")
-				if services == "" {
-					services = "(all)"
-				}
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Name, r.Address, services, r.Since.Local().Format(time.DateTime))
-			}
-			return w.Flush()
-		},
-	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(&cobra.Command{
-		Use:     "revoke ID",
-		Short:   "end a pairing, or a token that was not used yet",
-		Long:    "Revoke ends what a standby may read, at once, transfers under way included.\nID is what `srvd peers` lists; its first four characters are enough if they mean one thing only.\n\n" + cli.Codes,
-		Example: "  srvd peers revoke k3v5",
-		Args:    cli.Args(1, 1, "the ID of a peer or token"),
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := cli.NeedRoot("peers revoke"); err != nil {
-				return err
-			}
-			_, peers, err := p.open()
-			if err != nil {
-				return err
-			}
-			what, err := peers.Revoke(args[0])
-			if err != nil {
-				return err
-			}
-			_, _ = fmt.Fprintf(c.OutOrStdout(), "revoked %s\n", what)
-			return nil
-		},
-	})
-	return c
+			return peers, err
+		})
 }

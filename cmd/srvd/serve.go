@@ -44,6 +44,11 @@ have changed, it is captured anew as it was asked for.
 			if err := cli.NeedRoot("serve"); err != nil {
 				return err
 			}
+			if monitor != "" {
+				if err := metrics.Check(monitor); err != nil {
+					return cli.UsageError(c, "--metrics %v", err)
+				}
+			}
 			id, peers, err := p.open()
 			if err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"srvfs/cmd/internal/cli"
+	"srvfs/cmd/internal/metrics"
 	"srvfs/cmd/srvfs/internal/daemon"
 )
 
@@ -20,7 +21,7 @@ const alreadyRunning = "another daemon runs"
 
 func (p *program) daemonCmd() *cobra.Command {
 	var onDemand, clean, verbose bool
-	var metrics string
+	var monitor string
 	c := &cobra.Command{
 		Use:   "daemon",
 		Short: "hold the store, the views and the services",
@@ -35,6 +36,11 @@ after it has stopped the services and unmounted the views.
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := needRoot(c); err != nil {
 				return err
+			}
+			if monitor != "" {
+				if err := metrics.Check(monitor); err != nil {
+					return cli.UsageError(c, "--metrics %v", err)
+				}
 			}
 			level := slog.LevelInfo
 			if verbose {
@@ -53,7 +59,7 @@ after it has stopped the services and unmounted the views.
 				pipe = os.NewFile(3, "ready")
 			}
 			err := daemon.Run(c.Context(), daemon.Options{
-				State: p.state, HostRoot: p.hostRoot, Deadline: p.deadline, Reads: p.reads, Stay: !onDemand, Metrics: metrics, Log: log,
+				State: p.state, HostRoot: p.hostRoot, Deadline: p.deadline, Reads: p.reads, Stay: !onDemand, Metrics: monitor, Log: log,
 				Ready: func() { daemon.NotifyReady(p.state, pipe, log) },
 			})
 			if pipe != nil && err != nil {
@@ -68,7 +74,7 @@ after it has stopped the services and unmounted the views.
 	}
 	c.Flags().BoolVar(&onDemand, "on-demand", false, "tell the parent through descriptor 3, and end when nothing is held")
 	c.Flags().BoolVar(&clean, "clean", false, "detach what a killed daemon left mounted, and end")
-	c.Flags().StringVar(&metrics, "metrics", "", "answer Prometheus at this [HOST]:PORT, /metrics; without a host on this one alone (default: nowhere)")
+	c.Flags().StringVar(&monitor, "metrics", "", "answer Prometheus at this [HOST]:PORT, /metrics; without a host on this one alone (default: nowhere)")
 	c.Flags().BoolVarP(&verbose, "verbose", "v", false, "log more")
 	if err := c.Flags().MarkHidden("on-demand"); err != nil {
 		panic(err) // the flag is declared three lines above

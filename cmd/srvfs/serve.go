@@ -4,9 +4,6 @@ import (
 	"fmt"
 	"net"
 	"strconv"
-	"strings"
-	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -47,65 +44,17 @@ It goes on until "srvfs serve --stop", also when the daemon is started anew.
 	return c
 }
 
-// peerRow is one peer, or one unused token, in `srvfs peers`.
-type peerRow struct {
-	ID      string    `json:"id"`
-	State   string    `json:"state"` // "paired" or "token"
-	Name    string    `json:"name,omitempty"`
-	Address string    `json:"address,omitempty"`
-	Since   time.Time `json:"since"`
-	Expires time.Time `json:"expires,omitzero"`
-}
-
 func (p *program) peersCmd() *cobra.Command {
-	var asJSON bool
-	c := &cobra.Command{
-		Use:     "peers",
-		Short:   "list the standbys that may read from this one, make a token, or revoke one",
-		Long:    "List the standbys that are paired with this one (see \"srvfs serve\"), and the tokens that\ncan still be used.\n\n" + cli.Codes,
-		Example: "  srvfs peers\n  srvfs peers token\n  srvfs peers revoke k3v5",
-		Args:    cli.Args(0, 0, ""),
-		RunE: func(c *cobra.Command, _ []string) error {
+	c := cli.Peers("srvfs", "List the standbys that are paired with this one (see \"srvfs serve\"), and the tokens that\ncan still be used.",
+		"no other standby is paired with this one; see `srvfs peers token --help`",
+		func(c *cobra.Command) (*rpc.Peers, error) {
 			if err := needRoot(c); err != nil {
-				return err
+				return nil, err
 			}
-			peers, err := daemon.OpenPeers(p.state)
-			if err != nil {
-				return err
-			}
-			list, err := peers.List()
-			if err != nil {
-				return err
-			}
-			pending, err := peers.Pending()
-			if err != nil {
-				return err
-			}
-			rows := []peerRow{}
-			for _, v := range list {
-				rows = append(rows, peerRow{ID: v.ID(), State: "paired", Name: v.Name, Address: v.Address, Since: v.Paired})
-			}
-			for _, t := range pending {
-				rows = append(rows, peerRow{ID: t.ID, State: "token", Since: t.Created, Expires: t.Expires})
-			}
-			if asJSON {
-				return cli.JSON(c.OutOrStdout(), rows)
-			}
-			p.warnSilent(c)
-			if len(rows) == 0 {
-				_, _ = fmt.Fprintln(c.ErrOrStderr(), "srvfs: no other standby is paired with this one; see `srvfs peers token --help`")
-				return nil
-			}
-			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 8, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "ID\tSTATE\tNAME\tADDRESS\tSINCE")
-			for _, r := range rows {
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Name, r.Address, r.Since.Local().Format(time.DateTime))
-			}
-			return w.Flush()
-		},
-	}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.AddCommand(p.peersTokenCmd(), p.peersRevokeCmd())
+			return daemon.OpenPeers(p.state)
+		})
+	c.PostRun = func(c *cobra.Command, _ []string) { p.warnSilent(c) }
+	c.AddCommand(p.peersTokenCmd())
 	return c
 }
 
@@ -153,29 +102,4 @@ send a password.
 	c.Flags().DurationVar(&g.Expires, "expires", rpc.DefaultExpiry, "how long the token can be used")
 	c.Flags().StringArrayVar(&g.Addresses, "address", nil, "HOST:PORT where the other standby reaches this host; repeatable (default: this host's name and addresses)")
 	return c
-}
-
-func (p *program) peersRevokeCmd() *cobra.Command {
-	return &cobra.Command{
-		Use:     "revoke ID",
-		Short:   "end a pairing, or a token that was not used yet",
-		Long:    "Revoke ends what another standby may read, at once, transfers under way included.\nID is what `srvfs peers` lists; its first four characters are enough if they mean one\nthing only.\n\n" + cli.Codes,
-		Example: "  srvfs peers revoke k3v5",
-		Args:    cli.Args(1, 1, "the ID of a peer or token"),
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := needRoot(c); err != nil {
-				return err
-			}
-			peers, err := daemon.OpenPeers(p.state)
-			if err != nil {
-				return err
-			}
-			what, err := peers.Revoke(strings.TrimSpace(args[0]))
-			if err != nil {
-				return err
-			}
-			_, _ = fmt.Fprintf(c.OutOrStdout(), "revoked %s\n", what)
-			return nil
-		},
-	}
 }

@@ -45,7 +45,7 @@ func (e *Export) Add(c *cobra.Command) {
 // another process.
 func (e *Export) Check(c *cobra.Command) (err error) {
 	if e.Dest == "" {
-		return UsageError(c, "-o is missing: it says where the archive is, %s", archive.Kinds)
+		return UsageError(c, "-o is missing, which says %s", c.Flags().Lookup("output").Usage)
 	}
 	if e.Identity != "" {
 		if e.Identity, err = filepath.Abs(e.Identity); err != nil {

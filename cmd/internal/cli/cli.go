@@ -66,7 +66,7 @@ var table = []struct {
 	{manifest.ErrStale, "stale", Stale, "run `srvd capture` on the source again"},
 	{manifest.ErrDenied, "denied", Denied, ""},
 	{manifest.ErrNotFound, "notfound", NotFound, ""},
-	{manifest.ErrUnavailable, "unavailable", Unavailable, "is that host up, and what should answer there running (`srvd serve`, or `srvfs serve` on a standby)?"},
+	{manifest.ErrUnavailable, "unavailable", Unavailable, "is that host up, and what should answer there running (`srvd serve`, `srvfs serve` on a standby, a registry)?"},
 	{context.DeadlineExceeded, "deadline", Unavailable, ""},
 	{manifest.ErrInvalid, "invalid", Failed, ""},
 }

@@ -32,7 +32,7 @@ func TestPrint(t *testing.T) {
 	err := fmt.Errorf("source 10.0.0.1: %w", manifest.ErrUnavailable)
 	_, hint := Code(err)
 	Print(&b, "srvfs", err, hint)
-	if want := "srvfs: source 10.0.0.1: no origin answers\nsrvfs: hint: is that host up, and what should answer there running (`srvd serve`, or `srvfs serve` on a standby)?\n"; b.String() != want {
+	if want := "srvfs: source 10.0.0.1: no origin answers\nsrvfs: hint: is that host up, and what should answer there running (`srvd serve`, `srvfs serve` on a standby, a registry)?\n"; b.String() != want {
 		t.Errorf("got %q", b.String())
 	}
 }

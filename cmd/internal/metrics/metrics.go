@@ -107,6 +107,14 @@ const ContentType = "text/plain; version=0.0.4; charset=utf-8"
 // gatherMax is how long a page may take to be made.
 const gatherMax = 30 * time.Second
 
+// Check refuses what is no address for [Listen].
+func Check(addr string) error {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return fmt.Errorf("%q is not of the form [HOST]:PORT", addr)
+	}
+	return nil
+}
+
 // Listen opens the address that pages are asked for at: HOST:PORT, or :PORT for this host
 // alone (127.0.0.1).
 func Listen(ctx context.Context, addr string) (net.Listener, error) {
