@@ -194,6 +194,7 @@ func (w *following) follow(ctx context.Context) error {
 		}
 		if len(due.paths) > 0 || len(due.inodes) > 0 {
 			q.rest(took) // as long as the one before took
+			first := !began.IsZero()
 			start := cmp.Or(began, time.Now())
 			began = time.Time{}
 			published, retry, err := f.update(ctx, due.paths, due.inodes)
@@ -216,6 +217,9 @@ func (w *following) follow(ctx context.Context) error {
 				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
+			if first { // once in the life of a srvd: what comes then waits for no rest
+				continue
+			}
 			rest := effort.spend(now, took)
 			d.rest(now.Add(rest))
 			q.rest(rest)

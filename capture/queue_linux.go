@@ -34,7 +34,7 @@ type queue struct {
 const (
 	// pauseMost is for how long at most events stay in the kernel's queue, which holds
 	// 16,384, when nobody would take them.
-	pauseMost = 100 * time.Millisecond
+	pauseMost = 20 * time.Millisecond
 	// mostQueued bounds the queue: it costs less then to look at everything.
 	mostQueued = 1 << 18
 )

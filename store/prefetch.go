@@ -48,6 +48,10 @@ const (
 func (r *Reader) Prefetch(ctx context.Context, snap *manifest.Snapshot, report func(Progress)) error {
 	p := &prefetch{r: r, snap: snap}
 	p.progress.Total = Count{snap.Totals.Files, int64(snap.Totals.Bytes)}
+	return p.do(ctx, report)
+}
+
+func (p *prefetch) do(ctx context.Context, report func(Progress)) error {
 	p.ctx, p.stop = context.WithCancelCause(ctx)
 	defer p.stop(nil)
 	done := make(chan struct{})
@@ -70,10 +74,11 @@ func (r *Reader) Prefetch(ctx context.Context, snap *manifest.Snapshot, report f
 // prefetch is one Prefetch under way. In each stage contents flow from the tour through
 // locate, which looks on the host, and group to the fetchers.
 type prefetch struct {
-	r    *Reader
-	snap *manifest.Snapshot
-	ctx  context.Context
-	stop context.CancelCauseFunc
+	r      *Reader
+	snap   *manifest.Snapshot
+	before *manifest.Snapshot // is here; nil: nothing is known to be
+	ctx    context.Context
+	stop   context.CancelCauseFunc
 
 	mu       sync.Mutex
 	progress Progress
@@ -89,6 +94,15 @@ func (p *prefetch) run() {
 	t, err := newTour(p.ctx, p.snap, keep)
 	if err != nil {
 		p.fail(err)
+		return
+	}
+	if p.before != nil {
+		p.stage("changes", keep, func(ctx context.Context, visit func(manifest.Content) error) error {
+			return t.changes(ctx, p.before, func(c manifest.Content) error {
+				p.count(func(g *Progress) { g.Total.add(1, c.Size) })
+				return visit(c)
+			})
+		})
 		return
 	}
 	p.stage("profile", keep, t.profile)

@@ -1,5 +1,6 @@
-// writer DIR FILES makes files of 100 bytes, a thousand in each new folder of DIR, as
-// fast as it can, and prints how many it made in a second.
+// writer DIR FILES RATE makes files of 100 bytes, a thousand in each new folder of DIR, RATE
+// in a second, or with 0 as fast as it can, and prints how many it made in a second. If it is
+// late it makes up for that.
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,15 +16,18 @@ static double now(void) {
 }
 
 int main(int argc, char **argv) {
-	if (argc != 3 || chdir(argv[1])) {
+	if (argc != 4 || chdir(argv[1])) {
 		perror("writer");
 		return 1;
 	}
 	int files = atoi(argv[2]);
+	double rate = atof(argv[3]);
 	char text[100], name[64];
 	memset(text, 'x', sizeof text);
 	double start = now();
 	for (int i = 0; i < files; i++) {
+		while (rate > 0 && now() < start + i / rate)
+			usleep(200);
 		snprintf(name, sizeof name, "new%d", i / 1000);
 		if (i % 1000 == 0 && mkdir(name, 0755)) {
 			perror(name);

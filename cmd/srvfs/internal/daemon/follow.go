@@ -30,6 +30,7 @@ type follow struct {
 	// show, if not nil, is called with each new snapshot before it is stored: the
 	// follow is a view's, and brings nothing else.
 	show func(context.Context, *opened) error
+	bringer bringer
 
 	state  Following // guarded by the daemon's mu, as is
 	coming *opened   // the snapshot that is being brought; nil: none is
@@ -292,7 +293,7 @@ func (d *daemon) next(ctx context.Context, f *follow, have manifest.Digest) (man
 		return have, err
 	}
 	if f.show == nil && f.Prefetch {
-		if err := o.reader.Prefetch(ctx, o.snapshot, func(store.Progress) {}); err != nil {
+		if err := f.bringer.bring(ctx, o); err != nil {
 			return have, fmt.Errorf("snapshot %d: %w", o.snapshot.Sequence, err)
 		}
 	}

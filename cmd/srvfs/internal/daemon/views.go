@@ -17,7 +17,6 @@ import (
 	"srvfs/cmd/srvfs/internal/control"
 	view_fs "srvfs/fs"
 	"srvfs/manifest"
-	"srvfs/store"
 )
 
 // A view is one mounted view.
@@ -317,6 +316,7 @@ func (d *daemon) moveView(ctx context.Context, v *view, o *opened) error {
 // left out.
 func (d *daemon) prefetchNewest(v *view, newest <-chan *opened) {
 	pause := followFirst
+	var bringer bringer
 	for {
 		var o *opened
 		select {
@@ -325,7 +325,7 @@ func (d *daemon) prefetchNewest(v *view, newest <-chan *opened) {
 			return
 		}
 		for {
-			err := o.reader.Prefetch(v.background, o.snapshot, func(store.Progress) {})
+			err := bringer.bring(v.background, o)
 			if v.background.Err() != nil {
 				return
 			}
