@@ -201,6 +201,7 @@ func (u *updating) unchanged(s *looked) bool {
 
 // edits returns what has changed, in the order of the paths.
 func (u *updating) edits() (list []manifest.Edit) {
+	u.dropOrphans()
 	var nodes []*node
 	paths := slices.Sorted(maps.Keys(u.seen))
 	for _, p := range paths {
@@ -238,6 +239,21 @@ func (u *updating) edits() (list []manifest.Edit) {
 		}
 	}
 	return list
+}
+
+// dropOrphans forgets what was there a moment before its folder, which was looked at later,
+// was not. If it is there again that is reported.
+func (u *updating) dropOrphans() {
+	gone := func(s *looked) bool { return s.now == nil || s.now.entry.Type != manifest.Dir }
+	for p, s := range u.seen {
+		switch {
+		case s.now == nil || !u.above(p, gone):
+		case s.old == nil:
+			delete(u.seen, p)
+		default:
+			s.now = nil
+		}
+	}
 }
 
 // above reports whether ok is true of anything that was looked at above p.

@@ -489,6 +489,42 @@ func TestFollowRootGone(t *testing.T) {
 	must(lib.Why(manifest.Ref{Service: "web"}, "/etc/other"))(t)
 }
 
+// A folder goes while it is looked at: what was seen in it goes too, and what was new in it
+// does not come.
+func TestFolderGoesMeanwhile(t *testing.T) {
+	for _, replaced := range []bool{false, true} {
+		g, lib, f := followed(t)
+		for _, name := range []string{"was", "twice", "still"} {
+			write(t, g.root+"/folder/"+name, name, 0o644)
+		}
+		check(t, os.Link(g.root+"/folder/twice", g.root+"/other name"))
+		check(t, failure(f.update(t.Context(), map[string]bool{"/": true}, nil)))
+		write(t, g.root+"/folder/was", "changed", 0o644)
+		write(t, g.root+"/folder/new", "new", 0o644)
+		check(t, os.Mkdir(g.root+"/folder/new folder", 0o755))
+		check(t, os.Chmod(g.root+"/folder/still", 0o600))
+		looks := func(u *updating) error {
+			for _, name := range []string{"was", "twice", "still", "new", "new folder"} {
+				if err := u.visit("/folder/"+name, false); err != nil {
+					return err
+				}
+			}
+			if err := os.RemoveAll(g.root + "/folder"); err != nil {
+				return err
+			}
+			if replaced {
+				write(t, g.root+"/folder", "no folder", 0o644)
+			}
+			return errors.Join(u.visit("/folder", true), u.visit("/other name", false))
+		}
+		if yes, _, err := f.look(t.Context(), map[string]bool{"/": true}, nil, looks); !yes || err != nil {
+			t.Fatalf("replaced %v: published %v, %v", replaced, yes, err)
+		}
+		check(t, failure(f.update(t.Context(), map[string]bool{"/": false}, nil)))
+		g.same(f, lib)
+	}
+}
+
 // Following takes a fifth of a processor, and a little more now and then.
 func TestAllowance(t *testing.T) {
 	const ms = time.Millisecond

@@ -20,6 +20,7 @@ import (
 	"srvfs/fs"
 	"srvfs/fs/fstest"
 	"srvfs/manifest"
+	"srvfs/test/garden"
 )
 
 // everything fills dir with one of each that a file system can hold.
@@ -70,8 +71,8 @@ func everything(t testing.TB, dir string) {
 	write(t, dir+"/attr/cap", "x")
 	must(t, unix.Setxattr(dir+"/attr/cap", "security.capability", capability(unix.CAP_NET_BIND_SERVICE), 0))
 	write(t, dir+"/attr/acl", "x")
-	must(t, unix.Setxattr(dir+"/attr/acl", "system.posix_acl_access", acl(4242, 6), 0))
-	must(t, unix.Setxattr(dir+"/attr", "system.posix_acl_default", acl(4242, 7), 0))
+	must(t, unix.Setxattr(dir+"/attr/acl", "system.posix_acl_access", garden.ACL(4242, 6), 0))
+	must(t, unix.Setxattr(dir+"/attr", "system.posix_acl_default", garden.ACL(4242, 7), 0))
 
 	// names
 	must(t, os.Mkdir(dir+"/names", 0o755))
@@ -116,21 +117,6 @@ func capability(bit int) []byte {
 	b := make([]byte, 20)
 	binary.LittleEndian.PutUint32(b, 0x02000001) // effective
 	binary.LittleEndian.PutUint32(b[4:], 1<<bit)
-	return b
-}
-
-// acl is the form of system.posix_acl_*: one user has perm, the group and others
-// have nothing.
-func acl(user uint32, perm uint16) []byte {
-	b := []byte{2, 0, 0, 0}
-	for _, e := range []struct {
-		tag, perm uint16
-		id        uint32
-	}{{1, 7, ^uint32(0)}, {2, perm, user}, {4, 0, ^uint32(0)}, {16, 7, ^uint32(0)}, {32, 0, ^uint32(0)}} {
-		b = binary.LittleEndian.AppendUint16(b, e.tag)
-		b = binary.LittleEndian.AppendUint16(b, e.perm)
-		b = binary.LittleEndian.AppendUint32(b, e.id)
-	}
 	return b
 }
 

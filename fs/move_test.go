@@ -20,6 +20,7 @@ import (
 	"srvfs/fs"
 	"srvfs/fs/fstest"
 	"srvfs/manifest"
+	"srvfs/test/garden"
 )
 
 // A follower is a view that is moved to what its folder has become.
@@ -62,121 +63,6 @@ func (f *follower) moveTo(s *manifest.Snapshot) fs.Moved {
 	return m
 }
 
-// An editor changes a folder in all ways there are, in a few places again and again.
-type editor struct {
-	t   testing.TB
-	dir string
-	rng *rand.Rand
-}
-
-// letters are the names that there may be in any folder.
-const letters = "abcdefgh"
-
-// pick returns a path that may be there, and how deep it is.
-func (e *editor) pick() string {
-	p := e.dir
-	for range 1 + e.rng.IntN(4) {
-		p += "/" + string(letters[e.rng.IntN(len(letters))])
-		if st, err := os.Lstat(p); err != nil || !st.IsDir() {
-			break
-		}
-	}
-	return p
-}
-
-func (e *editor) bytes() []byte {
-	return pattern([]int{0, 1, 100, 5000, 20000, 300 << 10}[e.rng.IntN(6)], byte(e.rng.IntN(3)))
-}
-
-// write writes to what is there, if that is no pipe that nobody reads.
-func (e *editor) write(p string, flags int, b []byte) {
-	if f, err := os.OpenFile(p, flags|os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0o644); err == nil {
-		_, _ = f.Write(b)
-		_ = f.Close()
-	}
-}
-
-// edit makes one change, which may come to nothing.
-func (e *editor) edit() {
-	p, q := e.pick(), e.pick()
-	switch e.rng.IntN(22) {
-	case 0, 1:
-		e.write(p, os.O_CREATE|os.O_TRUNC, e.bytes())
-	case 2:
-		e.write(p, os.O_APPEND, []byte("more"))
-	case 3:
-		if st, err := os.Lstat(p); err == nil && st.Mode().IsRegular() {
-			_ = os.Truncate(p, st.Size()/2)
-		}
-	case 4: // over another
-		_ = os.WriteFile(p+".new", e.bytes(), 0o600)
-		if os.Rename(p+".new", p) != nil {
-			_ = os.Remove(p + ".new")
-		}
-	case 5, 6: // a folder too
-		_ = os.Rename(p, q)
-	case 7, 8:
-		_ = os.Link(p, q)
-	case 9:
-		_ = os.Remove(p)
-	case 10:
-		_ = unix.Chmod(p, uint32(0o400+e.rng.IntN(0o400)))
-	case 11:
-		_ = os.Lchown(p, e.rng.IntN(3), e.rng.IntN(3))
-	case 12:
-		_ = unix.Lsetxattr(p, fmt.Sprint("trusted.", e.rng.IntN(3)), fmt.Append(nil, e.rng.IntN(5)), 0)
-	case 13:
-		_ = unix.Lremovexattr(p, fmt.Sprint("trusted.", e.rng.IntN(3)))
-	case 14: // by another type
-		_ = os.RemoveAll(p)
-		switch e.rng.IntN(5) {
-		case 0:
-			_ = os.Symlink(string(letters[e.rng.IntN(len(letters))]), p)
-		case 1:
-			_ = unix.Mkfifo(p, 0o600)
-		case 2:
-			_ = unix.Mknod(p, unix.S_IFCHR|0o600, int(unix.Mkdev(1, uint32(3+e.rng.IntN(3)))))
-		case 3:
-			e.write(p, os.O_CREATE, e.bytes())
-		default:
-			_ = os.MkdirAll(p+"/"+string(letters[e.rng.IntN(len(letters))]), 0o755)
-		}
-	case 15, 16:
-		_ = os.MkdirAll(p+"/"+string(letters[e.rng.IntN(len(letters))]), 0o755)
-	case 17: // away, and the same again
-		if b, err := os.ReadFile(nonFIFO(p)); err == nil {
-			_ = os.Remove(p)
-			e.write(p, os.O_CREATE, b)
-		}
-	case 18:
-		if st, err := os.Lstat(p); err == nil && st.IsDir() {
-			for i := range 60 {
-				_ = os.WriteFile(fmt.Sprintf("%s/many-%03d", p, i), []byte("x"), 0o644)
-			}
-		}
-	case 19:
-		all, _ := filepath.Glob(p + "/many-*")
-		for _, f := range all {
-			if e.rng.IntN(3) > 0 {
-				_ = os.Remove(f)
-			}
-		}
-	case 20:
-		_ = unix.Setxattr(nonFIFO(p), "system.posix_acl_access", acl(uint32(4000+e.rng.IntN(3)), 6), 0)
-	case 21:
-		ts := []unix.Timespec{{Sec: 5}, {Sec: int64(e.rng.IntN(1000)), Nsec: 7}}
-		_ = unix.UtimesNanoAt(unix.AT_FDCWD, p, ts, unix.AT_SYMLINK_NOFOLLOW)
-	}
-}
-
-// nonFIFO returns p if something is there that can be opened.
-func nonFIFO(p string) string {
-	if st, err := os.Lstat(p); err == nil && (st.Mode().IsRegular() || st.IsDir()) {
-		return p
-	}
-	return "/nonexistent"
-}
-
 // warm asks for all that is there and for much that is not, so that the kernel knows it.
 func warm(dir string) {
 	_ = filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
@@ -187,7 +73,7 @@ func warm(dir string) {
 		_ = unix.Lstat(p, &st)
 		switch {
 		case d.IsDir():
-			for _, c := range letters {
+			for _, c := range garden.Letters {
 				_ = unix.Lstat(p+"/"+string(c), &st)
 				_ = unix.Lstat(p+"/"+string(c)+".new", &st)
 			}
@@ -224,7 +110,7 @@ func (f *follower) lookedUp() {
 				f.t.Errorf("%s: %d bytes, %v; want %d, or they differ", shown, len(y), err, len(x))
 			}
 		case d.IsDir():
-			for _, c := range letters {
+			for _, c := range garden.Letters {
 				name := "/" + string(c)
 				here, there := unix.Lstat(p+name, &a), unix.Lstat(shown+name, &b)
 				if (here == nil) != (there == nil) {
@@ -243,32 +129,32 @@ func TestMoveRandomEdits(t *testing.T) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed", seed), func(t *testing.T) {
 			t.Parallel()
-			e := &editor{t: t, rng: rand.New(rand.NewPCG(seed, 1))}
+			e := &garden.Editor{Rand: rand.New(rand.NewPCG(seed, 1))}
 			f := follows(t, func(dir string) {
-				e.dir = dir
+				e.Dir = dir
 				everything(t, dir)
 				must(t, os.Remove(dir+"/big")) // the time is for what changes
 				must(t, os.Remove(dir+"/sparse"))
 				for range 60 {
-					e.edit()
+					e.Edit()
 				}
 			})
 			var open []opened
 			edits := 0
 			for burst := range bursts {
-				switch e.rng.IntN(4) {
+				switch e.Rand.IntN(4) {
 				case 0, 1:
 					warm(f.mnt)
 				case 2:
 					list(f.mnt)
 				}
 				open = f.reopen(open, e)
-				for range 1 + e.rng.IntN(40) {
-					e.edit()
+				for range 1 + e.Rand.IntN(40) {
+					e.Edit()
 					edits++
 				}
 				m := f.move()
-				if e.rng.IntN(2) == 0 {
+				if e.Rand.IntN(2) == 0 {
 					f.lookedUp() // a listing would tell the kernel what its names are
 				}
 				sameTree(t, f.origin, f.mnt, false)
@@ -317,13 +203,13 @@ type opened struct {
 }
 
 // reopen opens a file of the view and closes another.
-func (f *follower) reopen(open []opened, e *editor) []opened {
+func (f *follower) reopen(open []opened, e *garden.Editor) []opened {
 	if len(open) > 8 {
 		must(f.t, open[0].f.Close())
 		open = open[1:]
 	}
 	for range 20 {
-		p := e.pick()
+		p := e.Pick()
 		st, err := os.Lstat(p)
 		if err != nil || !st.Mode().IsRegular() {
 			continue

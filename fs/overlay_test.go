@@ -20,6 +20,7 @@ import (
 	"srvfs/fs"
 	"srvfs/fs/fstest"
 	"srvfs/manifest"
+	"srvfs/test/garden"
 )
 
 func TestFirstOpenFetchesTheRestIsNative(t *testing.T) {
@@ -486,7 +487,7 @@ func programs(t *testing.T, dir string) {
 	write(t, dir+"/hello", "hello\n")
 	write(t, dir+"/acl", "x")
 	must(t, os.Chmod(dir+"/acl", 0o600))
-	must(t, unix.Setxattr(dir+"/acl", "system.posix_acl_access", acl(4242, 4), 0))
+	must(t, unix.Setxattr(dir+"/acl", "system.posix_acl_access", garden.ACL(4242, 4), 0))
 }
 
 func copyFile(t testing.TB, from, to string) {
