@@ -537,7 +537,7 @@ func TestAllowance(t *testing.T) {
 		}
 	}
 	var worked, all time.Duration
-	for range 100 { // changes without an end
+	for range 1000 { // changes without an end
 		now, worked, all = now.Add(50*ms), worked+50*ms, all+50*ms
 		rest := a.spend(now, 50*ms)
 		now, all = now.Add(rest), all+rest

@@ -23,7 +23,7 @@ const (
 	// restFactor bounds the share of a processor that following takes: it rests for so
 	// many times as long as it works, once it has used its credit (see allowance).
 	restFactor = 4
-	restCredit = 100 * time.Millisecond
+	restCredit = 500 * time.Millisecond
 	// What changes again and again is published ever more seldom, from busyFirst to
 	// busyMost apart.
 	busyFirst = 100 * time.Millisecond

@@ -12,10 +12,11 @@ import (
 )
 
 const (
-	// patience is how long a source may be silent while there is another to ask.
-	patience = time.Second
+	// patience is how long a source may be silent while there is another to ask: who reads
+	// is to have an answer from that within a second.
+	patience = 750 * time.Millisecond
 	// trial is the same for a source that failed when it was asked last.
-	trial = patience / 4
+	trial = patience / 3
 	// restFor is how long a source that failed is left alone. When it fails again it
 	// is left alone for twice as long, restMost at most, as long as there is another
 	// one to ask.

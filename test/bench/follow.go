@@ -376,6 +376,13 @@ func changes(view bool) measurement {
 			if err != nil {
 				return err
 			}
+			// A flush waits for all that a disk has to write, and here a million files were
+			// just made: no rsync flushes, but srvd does before it tells of a snapshot.
+			for _, h := range []*world.Host{s.Source, s.Standby} {
+				if _, err := h.Shell(ctx, "sync -f /"); err != nil {
+					return err
+				}
+			}
 			shown := filepath.Join("/proc", fmt.Sprint(s.daemons[s.Standby].Pid()), "root/srv/view", followedTree)
 			for file := range 3 { // it has followed for a while when the last one changes
 				before := s.arrived()

@@ -29,7 +29,7 @@ type follow struct {
 	done   chan struct{}
 	// show, if not nil, is called with each new snapshot before it is stored: the
 	// follow is a view's, and brings nothing else.
-	show func(context.Context, *opened) error
+	show    func(context.Context, *opened) error
 	bringer bringer
 
 	state  Following // guarded by the daemon's mu, as is
