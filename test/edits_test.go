@@ -79,6 +79,21 @@ func TestRandomEditsReachTheView(t *testing.T) {
 	if n := value(s.scrape(s.source, "9107"), "srvd_rescans_total", "service", "random"); n < 1+bursts/3 {
 		t.Errorf("%v looks at everything: the queue did not overflow", n)
 	}
+	// What happens elsewhere in the file system, of which the host's root is a part, is not
+	// the service's.
+	events := func() float64 {
+		return value(s.scrape(s.source, "9107"), "srvd_watch_events_total", "service", "random")
+	}
+	before := events()
+	elsewhere := t.TempDir()
+	for i := range 1000 {
+		s.check(os.WriteFile(fmt.Sprintf("%s/elsewhere-%d", elsewhere, i), nil, 0o644))
+	}
+	s.check(os.WriteFile(dir+"/last", []byte("last"), 0o644))
+	s.await("the view shows the last file", func() bool { b, err := os.ReadFile(view + "/last"); return err == nil && string(b) == "last" })
+	if n := events() - before; n < 1 || n > 100 {
+		t.Errorf("%v events were taken for the service's, of one change", n)
+	}
 	s.on(s.standby, "srvfs umount /mnt/view")
 	s.check(daemon.Signal(syscall.SIGTERM))
 	_, err = daemon.Wait(s.ctx)

@@ -289,6 +289,13 @@ func (w *Watcher) Inodes(e Event) (all []Inode) {
 	return all
 }
 
+// isRoot reports whether an open folder is the root. The kernel calls one so too that no
+// path leads to: where the root is a part of its file system, all other folders of that.
+func isRoot(fd int) bool {
+	var root, st unix.Stat_t
+	return unix.Stat("/", &root) == nil && unix.Fstat(fd, &st) == nil && st.Dev == root.Dev && st.Ino == root.Ino
+}
+
 // openHandle opens a file by its handle. The kernel may say that it has no memory when
 // it is busy.
 func openHandle(mount int, h unix.FileHandle) (fd int, err error) {
@@ -341,8 +348,9 @@ func (w *Watcher) open(fsid [8]byte, h unix.FileHandle) (all []string) {
 			continue // it is gone, which is reported where it was
 		}
 		host, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+		outside := err == nil && host == "/" && !isRoot(fd)
 		_ = unix.Close(fd)
-		if err != nil {
+		if err != nil || outside {
 			continue
 		}
 		rest, ok := strings.CutPrefix(host, strings.TrimSuffix(m.Host, "/"))
