@@ -234,7 +234,11 @@ func TestFollowByEvents(t *testing.T) {
 				if dir := path.Dir(e.Path); !dirty[dir] {
 					dirty[dir] = false
 				}
-				for _, i := range w.Inodes(e) {
+				names, others := w.Others(e)
+				for _, p := range names {
+					dirty[p] = dirty[p]
+				}
+				for _, i := range others {
 					inodes[i] = true
 				}
 				ended = ended || e.Path == end

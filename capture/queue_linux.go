@@ -107,8 +107,15 @@ func (q *queue) read(ctx context.Context, w *notify.Watcher, f *follower) error 
 		if f.scope.definedAt(e.Path) {
 			some = append(some, change{path: e.Path, defines: true})
 		}
-		if !f.far(e.Path) && !f.ignores(e.Path) {
-			some = append(some, change{path: e.Path, below: e.Below, inodes: w.Inodes(e)})
+		if f.far(e.Path) || f.ignores(e.Path) {
+			continue
+		}
+		names, inodes := w.Others(e)
+		some = append(some, change{path: e.Path, below: e.Below, inodes: inodes})
+		for _, p := range names {
+			if !f.far(p) && !f.ignores(p) {
+				some = append(some, change{path: p})
+			}
 		}
 	}
 	q.put(some, since)

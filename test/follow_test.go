@@ -308,3 +308,24 @@ func setting(t *testing.T, name string, usual int) int {
 	}
 	return usual
 }
+
+// Where the kernel does not report changes to srvd all files are looked at from time to
+// time, and that is said.
+func TestChangesThatNobodyReports(t *testing.T) {
+	s := newSite(t, world.StandbyRoot)
+	s.on(s.source, "srvd capture web -q --unit nginx --probe http://127.0.0.1/")
+	_, log, err := s.source.Start(s.ctx, "setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin", "srvd", "serve", "-v", "--follow")
+	s.check(err)
+	s.check(s.source.Await(s.ctx, "127.0.0.1:7077"))
+	s.await("it is said", func() bool {
+		return strings.Contains(s.on(s.source, "srvd status"), "all files are looked at every 30s")
+	})
+	s.on(s.source, "echo changed > /var/www/html/index.html && mv /var/www/html/index.nginx-debian.html /var/www/html/other.html")
+	s.await("the change is published", func() bool { return s.sequence("web") > 1 })
+	if diff := s.on(s.source, "srvd diff web@1"); !strings.Contains(diff, "/var/www/html/index.html") || !strings.Contains(diff, "/var/www/html/other.html") {
+		t.Errorf("since the first:\n%s", diff)
+	}
+	if out := string(must(os.ReadFile(log))(t)); strings.Count(out, "changes can't be watched") != 1 || strings.Contains(out, "level=ERROR") {
+		t.Errorf("srvd says:\n%s", out)
+	}
+}

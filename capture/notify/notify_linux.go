@@ -248,19 +248,20 @@ func (w *Watcher) gather(b []byte, got *gathered) error {
 	return nil
 }
 
-// Inodes returns the files that have had the event's name meanwhile and still exist, if
+// Others returns the files that have had the event's name meanwhile and still exist, if
 // it may be another one, or none, that has it now: what was done to such a file under
-// this name shows under another that it has.
-func (w *Watcher) Inodes(e Event) (all []Inode) {
+// this name shows under another that it has. Of one with a single name, which the kernel
+// knows, that is returned; of the others the inode.
+func (w *Watcher) Others(e Event) (names []string, inodes []Inode) {
 	if len(e.targets) == 1 {
 		if !e.left {
-			return nil // when it does, that is reported
+			return nil, nil // when it does, that is reported
 		}
 		for _, m := range w.mounts {
 			if rest, ok := strings.CutPrefix(e.Path, strings.TrimSuffix(m.Path, "/")); ok && m.fsid == [8]byte([]byte(e.targets[0])) {
 				var st unix.Stat_t
 				if unix.Lstat(m.Host+rest, &st) == nil {
-					return nil
+					return nil, nil
 				}
 			}
 		}
@@ -279,14 +280,32 @@ func (w *Watcher) Inodes(e Event) (all []Inode) {
 			var st unix.Stat_t
 			if fd, err := openHandle(m.fd, h); err == nil {
 				if unix.Fstat(fd, &st) == nil && st.Nlink > 0 {
-					all = append(all, Inode{st.Dev, st.Ino})
+					if p, ok := m.name(fd, &st); ok && st.Nlink == 1 {
+						names = append(names, p)
+					} else {
+						inodes = append(inodes, Inode{st.Dev, st.Ino})
+					}
 				}
 				_ = unix.Close(fd)
 				break
 			}
 		}
 	}
-	return all
+	return names, inodes
+}
+
+// name returns where in the root an open file is, if the kernel knows and if it is so.
+func (m *mount) name(fd int, st *unix.Stat_t) (string, bool) {
+	host, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", false
+	}
+	var there unix.Stat_t
+	rest, ok := strings.CutPrefix(host, strings.TrimSuffix(m.Host, "/"))
+	if !ok || !strings.HasPrefix(rest, "/") || unix.Lstat(host, &there) != nil || there.Dev != st.Dev || there.Ino != st.Ino {
+		return "", false
+	}
+	return path.Join(m.Path, rest), true
 }
 
 // isRoot reports whether an open folder is the root. The kernel calls one so too that no
