@@ -217,7 +217,7 @@ func (w *following) follow(ctx context.Context) error {
 				debug.FreeOSMemory()
 			}
 			d.done(due, published, retry, now)
-			if first { // once in the life of a srvd: what comes then waits for no rest
+			if first { // the one with which following begins: what comes then waits for no rest
 				continue
 			}
 			rest := effort.spend(now, took)

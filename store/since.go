@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 
@@ -12,10 +13,14 @@ import (
 // been brought whole: it looks at what is different in it and at nothing else, so that one
 // change among a million files costs one change. What of the earlier one was damaged or
 // went since then it does not see; a Prefetch does, and has to follow from time to time.
-// The Total of its Progress is what it has found to be different.
+// The Total of its Progress is what it has found to be different. The error wraps
+// ErrNotCompared if the two can't be compared: a Prefetch may succeed then.
 func (r *Reader) PrefetchSince(ctx context.Context, before, snap *manifest.Snapshot, report func(Progress)) error {
 	return (&prefetch{r: r, snap: snap, before: before}).do(ctx, report)
 }
+
+// ErrNotCompared: of two snapshots it could not be told what is different.
+var ErrNotCompared = errors.New("not compared with the snapshot before")
 
 // A pair is a folder as an earlier tree has it, if it does, and as a later one does.
 type pair struct {
@@ -50,7 +55,7 @@ func (t *tour) changes(ctx context.Context, before *manifest.Snapshot, visit fun
 		}
 		all, err := manifest.CompareDirectories(ctx, metaSource(t.meta), pages, 2*most+walkPages)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w, %d: %w", ErrNotCompared, before.Sequence, err)
 		}
 		for i, changes := range all {
 			if found += uint64(len(changes)); found > most {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -101,6 +102,41 @@ func TestPrefetchSinceLooksAtChangesAlone(t *testing.T) {
 	want := Count{1, int64(len("changed"))}
 	if last.Total != want || last.Done != want || last.Fetched != want {
 		t.Errorf("progress %+v, want one file", last)
+	}
+}
+
+// What is gone of the one before, and nobody has, is told from what is gone of the new one.
+func TestPrefetchSinceWhatIsGone(t *testing.T) {
+	o := newOrigin()
+	_, files := bigTree(o, 20)
+	s := openStore(t, Options{})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
+	before := o.tree(files)
+	if err := r.Prefetch(ctxOf(t), before, nil); err != nil {
+		t.Fatal(err)
+	}
+	files[name(7)] = []byte("changed")
+	now := o.tree(files)
+	content := manifest.Sum(files[name(7)])
+	gone := map[manifest.Digest]bool{content: true}
+	o.fail = func(g manifest.Range) error {
+		if gone[g.Digest] {
+			return manifest.ErrStale
+		}
+		return nil
+	}
+	if err := r.PrefetchSince(ctxOf(t), before, now, nil); !errors.Is(err, manifest.ErrStale) || errors.Is(err, ErrNotCompared) {
+		t.Errorf("a file is gone: %v", err)
+	}
+	gone = map[manifest.Digest]bool{before.Root.Digest: true}
+	if err := os.Remove(s.metaPath(before.Root.Digest)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.PrefetchSince(ctxOf(t), before, now, nil); !errors.Is(err, ErrNotCompared) {
+		t.Errorf("the folder of the one before is gone: %v", err)
+	}
+	if err := r.Prefetch(ctxOf(t), now, nil); err != nil {
+		t.Errorf("all of the new one: %v", err)
 	}
 }
 

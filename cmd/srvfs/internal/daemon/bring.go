@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"srvfs/manifest"
+	"srvfs/store"
 )
 
 // A bringer brings the content of one snapshot of a service after the other here. Once it
@@ -25,10 +26,10 @@ func (b *bringer) bring(ctx context.Context, o *opened) error {
 		if err == nil {
 			b.whole = o.snapshot
 		}
-		if err == nil || ctx.Err() != nil || !errors.Is(err, manifest.ErrInvalid) && !errors.Is(err, manifest.ErrStale) {
+		// Of the one before something may not be there any more that it takes to compare.
+		if !errors.Is(err, store.ErrNotCompared) || ctx.Err() != nil {
 			return err
 		}
-		// It may be of the one before that something is not there any more.
 	}
 	began := time.Now()
 	if err := o.reader.Prefetch(ctx, o.snapshot, nil); err != nil {
