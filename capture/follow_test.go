@@ -236,7 +236,9 @@ func TestFollowByEvents(t *testing.T) {
 				}
 				names, others := w.Others(e)
 				for _, p := range names {
-					dirty[p] = dirty[p]
+					if _, ok := dirty[p]; !ok {
+						dirty[p] = false
+					}
 				}
 				for _, i := range others {
 					inodes[i] = true
