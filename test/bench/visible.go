@@ -116,5 +116,11 @@ func (s *Site) visible(ctx context.Context) ([]Sample, error) {
 	if err == nil {
 		_, err = s.Source.Shell(ctx, "rm /var/www/html/page-*")
 	}
+	if err == nil { // the next row's snapshot is to be without them
+		err = s.await(ctx, s.srvd, func() bool {
+			out, err := s.Source.Run(ctx, "srvd", "show", "web")
+			return err == nil && !strings.Contains(out, "/var/www/html/page-")
+		})
+	}
 	return all, errors.Join(err, s.EndDaemon(ctx, s.Standby))
 }
