@@ -82,17 +82,24 @@ func TestPrefetchSince(t *testing.T) {
 	})
 }
 
+// brought opens a store and brings a snapshot of the files there.
+func brought(t *testing.T, o *memoryOrigin, files map[string][]byte) (*Store, *Reader, *manifest.Snapshot) {
+	t.Helper()
+	s := openStore(t, Options{})
+	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
+	snap := o.tree(files)
+	if err := r.Prefetch(ctxOf(t), snap, nil); err != nil {
+		t.Fatal(err)
+	}
+	return s, r, snap
+}
+
 // What did not change is not looked at: it does not matter to the time, and it is not
 // noticed that it is gone.
 func TestPrefetchSinceLooksAtChangesAlone(t *testing.T) {
 	o := newOrigin()
 	_, files := bigTree(o, 2000)
-	s := openStore(t, Options{})
-	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
-	before := o.tree(files)
-	if err := r.Prefetch(ctxOf(t), before, nil); err != nil {
-		t.Fatal(err)
-	}
+	_, r, before := brought(t, o, files)
 	files[name(7)] = []byte("changed")
 	now := o.tree(files)
 	var last Progress
@@ -109,12 +116,7 @@ func TestPrefetchSinceLooksAtChangesAlone(t *testing.T) {
 func TestPrefetchSinceWhatIsGone(t *testing.T) {
 	o := newOrigin()
 	_, files := bigTree(o, 20)
-	s := openStore(t, Options{})
-	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
-	before := o.tree(files)
-	if err := r.Prefetch(ctxOf(t), before, nil); err != nil {
-		t.Fatal(err)
-	}
+	s, r, before := brought(t, o, files)
 	files[name(7)] = []byte("changed")
 	now := o.tree(files)
 	content := manifest.Sum(files[name(7)])
@@ -143,12 +145,7 @@ func TestPrefetchSinceWhatIsGone(t *testing.T) {
 // A source that makes a small message an endless tree is found out.
 func TestPrefetchSinceIsBounded(t *testing.T) {
 	o := newOrigin()
-	before := o.tree(map[string][]byte{"/a": []byte("a")})
-	s := openStore(t, Options{})
-	r := s.Reader(Source{Name: "origin", Origin: batchOrigin{o}})
-	if err := r.Prefetch(ctxOf(t), before, nil); err != nil {
-		t.Fatal(err)
-	}
+	_, r, before := brought(t, o, map[string][]byte{"/a": []byte("a")})
 	now := o.tree(map[string][]byte{"/b": []byte("b")})
 	digest := now.Root.Digest
 	for range 40 { // each level twice in the one above: 2^40 files

@@ -251,7 +251,7 @@ func (w *Watcher) gather(b []byte, got *gathered) error {
 // Others returns the files that have had the event's name meanwhile and still exist, if
 // it may be another one, or none, that has it now: what was done to such a file under
 // this name shows under another that it has. Of one with a single name, which the kernel
-// knows, that is returned; of the others the inode.
+// knows, on a file system that is mounted once, that is returned; of the others the inode.
 func (w *Watcher) Others(e Event) (names []string, inodes []Inode) {
 	if len(e.targets) == 1 {
 		if !e.left {
@@ -280,7 +280,7 @@ func (w *Watcher) Others(e Event) (names []string, inodes []Inode) {
 			var st unix.Stat_t
 			if fd, err := openHandle(m.fd, h); err == nil {
 				if unix.Fstat(fd, &st) == nil && st.Nlink > 0 {
-					if p, ok := m.name(fd, &st); ok && st.Nlink == 1 {
+					if p, ok := m.name(fd, &st); ok && st.Nlink == 1 && w.once(m.fsid) {
 						names = append(names, p)
 					} else {
 						inodes = append(inodes, Inode{st.Dev, st.Ino})
@@ -292,6 +292,18 @@ func (w *Watcher) Others(e Event) (names []string, inodes []Inode) {
 		}
 	}
 	return names, inodes
+}
+
+// once reports whether a file system is mounted in one place: a file with one name has
+// one path then.
+func (w *Watcher) once(fsid [8]byte) bool {
+	n := 0
+	for _, m := range w.mounts {
+		if m.fsid == fsid {
+			n++
+		}
+	}
+	return n == 1
 }
 
 // name returns where in the root an open file is, if the kernel knows and if it is so.

@@ -2,6 +2,7 @@ package notify
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"testing"
@@ -9,6 +10,45 @@ import (
 
 	"golang.org/x/sys/unix"
 )
+
+// A file of a file system that is mounted twice has two paths, whatever its names.
+func TestOthersOfTwoMounts(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.MkdirAll(dir+"/real", 0o755), os.MkdirAll(dir+"/bind", 0o755), unix.Mount(dir+"/real", dir+"/bind", "", unix.MS_BIND, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir+"/bind", unix.MNT_DETACH) })
+	if err := errors.Join(os.WriteFile(dir+"/real/file", nil, 0o644), os.Link(dir+"/real/file", dir+"/real/link")); err != nil {
+		t.Fatal(err)
+	}
+	w, err := Open([]Mount{{"/", dir}, {"/bind", dir + "/bind"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = w.Close() }()
+	if err := errors.Join(os.Remove(dir+"/real/file"), os.WriteFile(dir+"/end", nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	inodes := 0
+	for ended := false; !ended; {
+		events, err := w.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events {
+			names, others := w.Others(e)
+			inodes, ended = inodes+len(others), ended || e.Path == "/end"
+			if len(names) > 0 {
+				t.Errorf("%s: it is said to be at %q alone", e.Path, names)
+			}
+		}
+	}
+	if inodes == 0 {
+		t.Error("the file that has another name is not told of")
+	}
+}
 
 // Of a file that has lost a name it is told where it is now, or, if it has other names,
 // which it is.

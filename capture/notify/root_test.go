@@ -22,19 +22,22 @@ func TestRootThatIsAPart(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	rooted := make(chan error)
+	rooted := make(chan error, 1)
 	written := make(chan error, 1)
 	var all []string
 	go func() {
 		runtime.LockOSThread() // and it ends with this
-		rooted <- errors.Join(
+		if err := errors.Join(
 			unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS),
 			unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""),
 			unix.Mount(dir+"/root", dir+"/root", "", unix.MS_BIND, ""),
 			unix.Mount("/proc", dir+"/root/proc", "", unix.MS_BIND|unix.MS_REC, ""),
 			unix.Chroot(dir+"/root"),
 			os.Chdir("/"),
-		)
+		); err != nil {
+			rooted <- err
+			return
+		}
 		w, err := Open([]Mount{{"/", "/"}})
 		rooted <- err
 		if err != nil {
@@ -52,10 +55,8 @@ func TestRootThatIsAPart(t *testing.T) {
 		}
 		written <- err
 	}()
-	for range 2 {
-		if err := <-rooted; err != nil {
-			t.Fatal(err)
-		}
+	if err := <-rooted; err != nil {
+		t.Fatal(err)
 	}
 	for _, p := range []string{"/outside/a", "/root/in/b", "/outside/c", "/root/last"} {
 		if err := os.WriteFile(dir+p, nil, 0o644); err != nil {

@@ -364,7 +364,7 @@ func writes(follow bool, rate int) measurement {
 }
 
 // changes measures the time from a change of one file to when the standby has the snapshot
-// that has it, with its content, or to when a followed view there shows it.
+// that has it, or to when a followed view there shows it.
 func changes(view bool) measurement {
 	return func(ctx context.Context, s *Site) (sample Sample, err error) {
 		err = s.following(ctx, func(*sandbox.Process) error {
